@@ -1,0 +1,126 @@
+//! The port between a sandbox and the inference plane.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DataType, ModelName, NamedTensor, Selector, TenantName};
+
+/// A boxed future, for ports that are used as trait objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a function may load: whose names count, and what its manifest binds them to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelScope {
+    /// The tenant that owns the function.
+    pub tenant: TenantName,
+    /// The manifest's `[models]` table; `None` means every model of the tenant, at `live`.
+    pub bindings: Option<BTreeMap<String, Selector>>,
+}
+
+/// Identifies one immutable version of one model on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ModelKey {
+    /// Who owns it.
+    pub tenant: TenantName,
+    /// Its name.
+    pub model: ModelName,
+    /// Its version, from 1.
+    pub version: u32,
+}
+
+/// One input or output of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorSpec {
+    /// The name in the graph.
+    pub name: String,
+    /// The element type.
+    pub datatype: DataType,
+    /// The dimensions; -1 where the size is free (a batch, a length).
+    pub shape: Vec<i64>,
+}
+
+/// What a model takes and gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSignature {
+    /// The inputs, in the graph's order.
+    pub inputs: Vec<TensorSpec>,
+    /// The outputs, in the graph's order.
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// One call of a model.
+#[derive(Debug)]
+pub struct InferenceRequest {
+    /// The tenant that is charged, who need not be the model's owner.
+    pub tenant: TenantName,
+    /// When the answer is of no use any more.
+    pub deadline: Option<Instant>,
+    /// The inputs, in any order.
+    pub inputs: Vec<NamedTensor>,
+}
+
+/// The answer to one call, and what it cost.
+#[derive(Debug)]
+pub struct InferenceOutput {
+    /// The outputs, in the graph's order.
+    pub outputs: Vec<NamedTensor>,
+    /// Time spent waiting for a compute thread.
+    pub queued: Duration,
+    /// Time spent on a compute thread.
+    pub computed: Duration,
+}
+
+/// Why a call of a model failed. Texts may reach the guest and its caller: they hold neither input values nor weights.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InferenceError {
+    /// The inputs do not fit the model.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// No model of that name for this caller: missing, foreign and not bound all look alike.
+    #[error("no model of that name is available to this function")]
+    NotFound,
+    /// Something the backend or the policy does not offer.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A tensor or a result beyond a limit.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The deadline passed before an answer was there.
+    #[error("the deadline passed before the model had answered")]
+    Timeout,
+    /// The queue is full.
+    #[error("the inference queue is full; try again shortly")]
+    Saturated,
+    /// The model failed while it ran.
+    #[error("{0}")]
+    Runtime(String),
+}
+
+/// A loaded model that can be run.
+pub trait Model: Send + Sync {
+    /// What it takes and gives.
+    fn signature(&self) -> &ModelSignature;
+
+    /// Queues one call and resolves when it has run. Dropping the future cancels the call if it still waits.
+    fn infer(
+        &self,
+        request: InferenceRequest,
+    ) -> BoxFuture<'static, Result<InferenceOutput, InferenceError>>;
+}
+
+/// Finds models by the name a guest gives, in the scope of its function.
+pub trait ModelSource: Send + Sync {
+    /// Resolves `name` (`[owner/]name[@selector]`) and loads the model when it is not in memory yet.
+    fn open<'a>(
+        &'a self,
+        scope: &'a ModelScope,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Arc<dyn Model>, InferenceError>>;
+}

@@ -1,0 +1,95 @@
+//! Limits, with their units in their names, and the grant that carries them to the hot path.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ModelScope;
+
+/// What one sandbox may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxLimits {
+    /// All linear memories of the sandbox together.
+    pub memory_mib: u64,
+    /// CPU time of one request.
+    pub cpu_ms: u64,
+    /// Wall-clock time of one request.
+    pub wall_ms: u64,
+    /// Bytes of tensors alive in the host for one sandbox.
+    pub tensor_mib: u64,
+    /// Body of one request.
+    pub request_body_mib: u64,
+    /// Log bytes of one request.
+    pub log_kib: u64,
+}
+
+impl SandboxLimits {
+    /// The smaller of each pair: a limit can only be lowered.
+    pub fn min(self, other: Self) -> Self {
+        SandboxLimits {
+            memory_mib: self.memory_mib.min(other.memory_mib),
+            cpu_ms: self.cpu_ms.min(other.cpu_ms),
+            wall_ms: self.wall_ms.min(other.wall_ms),
+            tensor_mib: self.tensor_mib.min(other.tensor_mib),
+            request_body_mib: self.request_body_mib.min(other.request_body_mib),
+            log_kib: self.log_kib.min(other.log_kib),
+        }
+    }
+}
+
+/// A sustained rate and what may come at once on top (GCRA).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// Requests per second, sustained.
+    pub per_s: u32,
+    /// Requests that may arrive together.
+    pub burst: u32,
+}
+
+/// The scheduler's priority band of a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Band {
+    /// Served when nothing normal waits.
+    Low,
+    /// The ordinary band.
+    Normal,
+}
+
+/// What one tenant may use, over all its functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantLimits {
+    /// Sandboxes at once.
+    pub concurrency: u32,
+    /// Requests that may wait for a sandbox.
+    pub queue: u32,
+    /// Request rate; `None` is unlimited.
+    pub rate: Option<RateLimit>,
+    /// Functions that may exist.
+    pub functions: u32,
+    /// Models that may exist.
+    pub models: u32,
+    /// Versions kept of each function and model.
+    pub versions: u32,
+    /// Size of an uploaded component.
+    pub component_mib: u64,
+    /// Size of an uploaded model.
+    pub model_mib: u64,
+    /// Share of the compute threads.
+    pub weight: u32,
+    /// Priority band.
+    pub band: Band,
+}
+
+/// The compiled result of policy for one function version: everything the hot path needs to know of what it may do.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The limits of each of its sandboxes.
+    pub sandbox: SandboxLimits,
+    /// The limits of its tenant.
+    pub tenant: TenantLimits,
+    /// The models it may load.
+    pub models: Arc<ModelScope>,
+    /// Its environment.
+    pub env: Arc<BTreeMap<String, String>>,
+}

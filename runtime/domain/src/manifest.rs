@@ -1,0 +1,250 @@
+//! The manifest of a function, `sandpiper.toml`. An unknown key is an error, so that a typo is found at once.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FunctionName, ModelRef, Selector};
+
+/// Who may invoke a function.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Auth {
+    /// A key of the tenant with the scope `invoke`.
+    #[default]
+    Key,
+    /// Anyone.
+    Public,
+}
+
+/// How the CLI builds the component; the server ignores it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Build {
+    /// The shell command that builds it.
+    pub command: Option<String>,
+    /// Where the built component lies, relative to the manifest.
+    pub component: Option<String>,
+}
+
+/// Limits that a function asks for; they may only lower what policy grants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)]
+pub struct FunctionLimits {
+    pub memory_mib: Option<u64>,
+    pub cpu_ms: Option<u64>,
+    pub wall_ms: Option<u64>,
+    pub tensor_mib: Option<u64>,
+    pub request_body_mib: Option<u64>,
+}
+
+/// How many sandboxes a function keeps and how often each may serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scale {
+    /// Sandboxes kept ready.
+    pub min: u32,
+    /// Sandboxes at once.
+    pub max: u32,
+    /// Requests one sandbox may serve; 1 is a fresh sandbox for each request.
+    pub reuse: u32,
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Scale { min: 0, max: 64, reuse: 1 }
+    }
+}
+
+/// `sandpiper.toml`, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The function's name.
+    pub name: FunctionName,
+    /// Who may invoke it.
+    #[serde(default)]
+    pub auth: Auth,
+    /// For the CLI.
+    #[serde(default)]
+    pub build: Build,
+    /// Names the function may load, and the alias or version each is bound to.
+    #[serde(default)]
+    pub models: Option<BTreeMap<String, Selector>>,
+    /// Lowered limits.
+    #[serde(default)]
+    pub limits: FunctionLimits,
+    /// Sandboxes.
+    #[serde(default)]
+    pub scale: Scale,
+    /// The environment of the guest.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// Why a manifest was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// It is no TOML of this shape. The text shows the place.
+    #[error("the manifest cannot be read: {0}")]
+    Syntax(String),
+    /// A value is outside its range.
+    #[error("the manifest's `{key}` {rule}")]
+    Value {
+        /// Which key.
+        key: String,
+        /// What is wrong with it.
+        rule: &'static str,
+    },
+}
+
+const BYTES_MAX: usize = 64 * 1024;
+const ENV_MAX: usize = 64;
+const MODELS_MAX: usize = 64;
+
+impl Manifest {
+    /// The manifest of a function that came without one.
+    pub fn of(name: FunctionName) -> Self {
+        Manifest {
+            name,
+            auth: Auth::default(),
+            build: Build::default(),
+            models: None,
+            limits: FunctionLimits::default(),
+            scale: Scale::default(),
+            env: BTreeMap::new(),
+        }
+    }
+
+    /// Reads and checks a manifest.
+    pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        if text.len() > BYTES_MAX {
+            return Err(ManifestError::Syntax(format!("it is longer than {BYTES_MAX} bytes")));
+        }
+        let manifest: Manifest =
+            toml::from_str(text).map_err(|error| ManifestError::Syntax(error.to_string()))?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let refuse = |key: &str, rule| Err(ManifestError::Value { key: key.to_owned(), rule });
+        let limits = [
+            ("limits.memory_mib", self.limits.memory_mib),
+            ("limits.cpu_ms", self.limits.cpu_ms),
+            ("limits.wall_ms", self.limits.wall_ms),
+            ("limits.tensor_mib", self.limits.tensor_mib),
+            ("limits.request_body_mib", self.limits.request_body_mib),
+        ];
+        for (key, value) in limits {
+            if value == Some(0) {
+                return refuse(key, "must be at least 1");
+            }
+        }
+        if self.scale.max == 0 || self.scale.min > self.scale.max {
+            return refuse("scale.max", "must be at least 1 and no less than scale.min");
+        }
+        if self.scale.reuse != 1 {
+            return refuse(
+                "scale.reuse",
+                "must be 1: this server gives every request a fresh sandbox",
+            );
+        }
+        if self.scale.min != 0 {
+            return refuse(
+                "scale.min",
+                "must be 0: this server keeps no sandboxes between requests",
+            );
+        }
+        if self.env.len() > ENV_MAX {
+            return refuse("env", "may have at most 64 entries");
+        }
+        for name in self.env.keys() {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return refuse("env", "may not have a name that is empty or contains `=` or NUL");
+            }
+        }
+        let models = self.models.iter().flatten();
+        if models.clone().count() > MODELS_MAX {
+            return refuse("models", "may have at most 64 entries");
+        }
+        for (name, _) in models {
+            match name.parse::<ModelRef>() {
+                Ok(ModelRef { selector: None, .. }) => {}
+                _ => {
+                    return refuse(
+                        "models",
+                        "has a key that is no model name (`name` or `owner/name`)",
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_design_s_sample_is_read() {
+        let manifest = Manifest::parse(
+            r#"
+            name = "digits"
+            auth = "key"
+            [build]
+            command = "cargo build --release --target wasm32-wasip2"
+            component = "target/wasm32-wasip2/release/digits.wasm"
+            [models]
+            digits = "live"
+            "acme/other" = "3"
+            [limits]
+            memory_mib = 64
+            cpu_ms = 50
+            wall_ms = 2000
+            [scale]
+            min = 0
+            max = 64
+            reuse = 1
+            [env]
+            THRESHOLD = "0.5"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(manifest.name.as_str(), "digits");
+        assert_eq!(manifest.limits.cpu_ms, Some(50));
+        assert_eq!(manifest.models.unwrap()["acme/other"], Selector::Version(3));
+    }
+
+    #[test]
+    fn only_the_name_is_needed() {
+        assert_eq!(Manifest::parse("name = \"a\"").unwrap(), Manifest::of("a".parse().unwrap()));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, part) in [
+            ("", "missing field `name`"),
+            ("name = \"A\"", "a function name must match"),
+            ("name = \"a\"\nnmae = 1", "unknown field `nmae`"),
+            ("name = \"a\"\n[limits]\ncpu_ms = 0", "limits.cpu_ms"),
+            ("name = \"a\"\n[limits]\ncpu = 1", "unknown field `cpu`"),
+            ("name = \"a\"\n[scale]\nreuse = 2", "scale.reuse"),
+            ("name = \"a\"\n[env]\n\"a=b\" = \"1\"", "env"),
+            ("name = \"a\"\n[models]\n\"../x\" = \"live\"", "models"),
+            ("name = \"a\"\n[models]\nx = \"0\"", "a version is a number"),
+        ] {
+            let error = Manifest::parse(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text:?} gave {error}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_judged_without_a_panic(text in ".*") {
+            let _ = Manifest::parse(&text);
+        }
+    }
+}
