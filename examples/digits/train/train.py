@@ -62,13 +62,13 @@ def main():
 
 
 def split():
-    """Returns (train, held_out, their labels, their indices in the data set)."""
+    """Returns images, labels and indices in the data set, each as (train, held out)."""
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)
     index = np.arange(len(images))
     return train_test_split(
         images, digits.target, index, test_size=0.25, random_state=0, stratify=digits.target
-    )[0:6]
+    )
 
 
 def unit_peak(images):
@@ -281,12 +281,13 @@ def graph(parameters):
     names = ["conv1.w", "conv1.b", "conv2.w", "conv2.b", "fc1.w", "fc1.b", "fc2.w", "fc2.b"]
     weights = [numpy_helper.from_array(p, name) for p, name in zip(parameters, names)]
     pads = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    halve = {"kernel_shape": [2, 2], "strides": [2, 2]}
     nodes = [
         helper.make_node("Conv", ["image", "conv1.w", "conv1.b"], ["c1"], "conv1", **pads),
         helper.make_node("Relu", ["c1"], ["h1"], "relu1"),
         helper.make_node("Conv", ["h1", "conv2.w", "conv2.b"], ["c2"], "conv2", **pads),
         helper.make_node("Relu", ["c2"], ["h2"], "relu2"),
-        helper.make_node("MaxPool", ["h2"], ["pooled"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("MaxPool", ["h2"], ["pooled"], "pool", **halve),
         helper.make_node("Flatten", ["pooled"], ["flat"], "flatten", axis=1),
         helper.make_node("Gemm", ["flat", "fc1.w", "fc1.b"], ["d1"], "fc1"),
         helper.make_node("Relu", ["d1"], ["h3"], "relu3"),

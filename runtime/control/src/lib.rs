@@ -1,1 +1,19 @@
-//! Placeholder while the skeleton is laid.
+//! The control plane: tenants and their limits, keys, and the catalog of functions and models, kept in an embedded
+//! store. Everything here blocks and is synchronous. Mutations go to the disk before they return; reads on the hot
+//! path come from an in-memory snapshot and take no lock.
+
+mod catalog;
+mod error;
+mod key;
+mod policy;
+mod store;
+
+pub use catalog::{
+    Alias, Catalog, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion,
+    NewFunction, NewKey, NewModel, PinnedBlob, Principal, PutOutcome, Snapshot, Target, Tenant,
+    Versions,
+};
+pub use error::{CatalogError, KeyError, OpenError};
+pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
+pub use policy::{Limits, Policies, PolicyError, TierName};
+pub use store::{DataFolder, FolderBlobs, SqliteStore};

@@ -1,1 +1,20 @@
-//! Placeholder while the skeleton is laid.
+//! The inference plane: models are parsed and optimised once per version on loader threads, and run on a fixed
+//! set of compute threads behind a bounded queue. Callers see [`sandpiper_domain::Model`] and tensors of bytes;
+//! only [`backend`] knows which engine runs a graph. No WIT type, no HTTP and no wasmtime comes this far down.
+
+mod backend;
+mod contain;
+mod contract;
+mod error;
+mod model;
+mod plane;
+mod pool;
+
+pub use error::LoadError;
+pub use model::LoadedModel;
+pub use plane::{Config, InferencePlane};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,32 @@
-//! Placeholder while the skeleton is laid.
+//! The edge and the wiring: HTTP in front, the three planes behind, and what ties them together.
+//!
+//! [`app`] is the one place where every part is named; [`dispatch`] is the life of one invocation; [`api`] is the control
+//! plane's REST; [`edge`] is sockets and connections. Only here does anyone know HTTP status and JSON.
+
+mod admission;
+mod api;
+mod app;
+mod config;
+mod dispatch;
+mod edge;
+mod functions;
+mod models;
+mod respond;
+mod telemetry;
+
+pub use config::{LogFormat, ServeOptions};
+
+/// Runs the server until it is told to stop (SIGTERM or ctrl-c) and has drained.
+pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
+    let settings = config::Settings::load(&options)?;
+    let metrics = telemetry::init(options.log_format, &settings.log_filter)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().thread_name("serve").enable_all().build()?;
+    let served = runtime.block_on(async {
+        let app = app::App::open(settings, metrics)?;
+        edge::serve(app, options).await
+    });
+    // What still runs on blocking threads is given a moment; it holds nothing that a kill would damage.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    served
+}

@@ -1,0 +1,109 @@
+//! From a picture of any size to the 8 x 8 pixels that the model reads.
+//!
+//! 1. Ink: how much darker (or, on black, lighter) than the ground a pixel is.
+//! 2. The bounding box of what is inked.
+//! 3. That box, centred in a square, averaged down to 8 x 8.
+//!
+//! All of it is done in whole numbers, so that another implementation gets the very same result.
+
+use sandpiper_guest::{Error, Result};
+
+use crate::Gray;
+
+/// The model's picture has this many pixels in each direction.
+pub const SIDE: usize = 8;
+
+/// Shades that lie closer together than this are the grain of the paper.
+const CONTRAST_MIN: u8 = 16;
+
+/// The pixels for the model: row by row, 0 is no ink and 1 the most ink there is.
+pub fn prepare(gray: &Gray) -> Result<[f32; SIDE * SIDE]> {
+    let ink = ink(gray);
+    let most = ink.iter().copied().max().unwrap_or(0);
+    let least = ink.iter().copied().min().unwrap_or(0);
+    if most - least < CONTRAST_MIN {
+        return Err(Error::unprocessable("no digit found: the picture is of one shade"));
+    }
+    let bounds = Bounds::of(&ink, gray.width, most);
+    let sums = average(&ink, gray.width, &bounds);
+    let most = sums.iter().copied().max().unwrap_or(0).max(1);
+    Ok(sums.map(|sum| (sum as f64 / most as f64) as f32))
+}
+
+/// The border of the picture says which shade is the ground.
+fn ink(gray: &Gray) -> Vec<u8> {
+    let (width, height) = (gray.width, gray.height);
+    let mut sum = 0;
+    let mut count = 0;
+    for (y, row) in gray.luma.chunks_exact(width).enumerate() {
+        let whole = y == 0 || y == height - 1;
+        let step = if whole || width == 1 { 1 } else { width - 1 };
+        for luma in row.iter().step_by(step) {
+            sum += u64::from(*luma);
+            count += 1;
+        }
+    }
+    if sum > 127 * count {
+        gray.luma.iter().map(|luma| 255 - luma).collect()
+    } else {
+        gray.luma.clone()
+    }
+}
+
+struct Bounds {
+    left: usize,
+    top: usize,
+    width: usize,
+    height: usize,
+}
+
+impl Bounds {
+    /// The smallest box around every pixel with more than a quarter of the most ink.
+    fn of(ink: &[u8], width: usize, most: u8) -> Self {
+        let inked = |ink: &u8| 4 * u32::from(*ink) > u32::from(most);
+        let (mut left, mut right) = (usize::MAX, 0);
+        let (mut top, mut bottom) = (usize::MAX, 0);
+        for (y, row) in ink.chunks_exact(width).enumerate() {
+            let Some(first) = row.iter().position(inked) else { continue };
+            let last = row.iter().rposition(inked).unwrap_or(first);
+            (left, right) = (left.min(first), right.max(last));
+            (top, bottom) = (top.min(y), y);
+        }
+        Self { left, top, width: right - left + 1, height: bottom - top + 1 }
+    }
+}
+
+/// The ink in each of 8 x 8 cells. A pixel on the edge between cells counts for each by its share.
+///
+/// Along either axis a pixel is 8 units long and a cell as many units as the square has pixels, so
+/// that every share is a whole number.
+fn average(ink: &[u8], stride: usize, bounds: &Bounds) -> [u64; SIDE * SIDE] {
+    let side = bounds.width.max(bounds.height);
+    let left = (side - bounds.width) / 2;
+    let top = (side - bounds.height) / 2;
+    let mut sums = [0; SIDE * SIDE];
+    for y in 0..bounds.height {
+        let start = (bounds.top + y) * stride + bounds.left;
+        let row = &ink[start..start + bounds.width];
+        let in_row: [u64; SIDE] = std::array::from_fn(|cell| {
+            let (low, high) = (cell * side, (cell + 1) * side);
+            let pixels = (low / SIDE).max(left)..high.div_ceil(SIDE).min(left + bounds.width);
+            pixels.map(|x| share(x, low, high) * u64::from(row[x - left])).sum()
+        });
+        for cell_y in 0..SIDE {
+            let share = share(top + y, cell_y * side, (cell_y + 1) * side);
+            if share > 0 {
+                let cells = &mut sums[cell_y * SIDE..][..SIDE];
+                cells.iter_mut().zip(in_row).for_each(|(sum, ink)| *sum += share * ink);
+            }
+        }
+    }
+    sums
+}
+
+/// How many of a pixel's 8 units lie between `low` and `high`.
+fn share(pixel: usize, low: usize, high: usize) -> u64 {
+    let start = (pixel * SIDE).max(low);
+    let end = ((pixel + 1) * SIDE).min(high);
+    end.saturating_sub(start) as u64
+}

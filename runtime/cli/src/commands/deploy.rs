@@ -1,0 +1,87 @@
+//! `sandpiper deploy`: builds, uploads the component with its manifest, and says where it answers.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{Context, build, number, text};
+use crate::{
+    args::Deploy,
+    client::Client,
+    error::Result,
+    output::{Ui, human, short},
+    project::{Project, check_component},
+    upload::Upload,
+};
+
+pub(super) fn run(context: &Context, arguments: &Deploy) -> Result<()> {
+    let project = Project::load(&arguments.path)?;
+    let client = context.client()?;
+    // A missing key or server is found out before a long build, not after it.
+    client.whoami()?;
+    let (component, build_time) = component(context.ui, &project, arguments)?;
+    let activate = !arguments.no_activate;
+    let (mut answer, time) = upload(context.ui, &client, &project, &component, activate)?;
+    if let Some(answer) = answer.as_object_mut() {
+        answer.insert("ms".into(), json!(time.as_millis() as u64));
+        answer.insert("build_ms".into(), json!(build_time.map(|time| time.as_millis() as u64)));
+    }
+    let name = &project.manifest.name;
+    context.ui.result(&answer, |answer| {
+        let (version, digest) = (number(answer, "version"), short(text(answer, "digest")));
+        let mut lines = format!("{name} version {version} ({digest}) is ready in {}", human(time));
+        match activate {
+            true => lines.push_str(&format!("\n{}", absolute(client.server(), text(answer, "url")))),
+            false => lines.push_str(&format!(
+                "\n`live` has not moved; move it with: sandpiper functions alias {name} live {version}"
+            )),
+        }
+        lines
+    })
+}
+
+fn component(ui: Ui, project: &Project, arguments: &Deploy) -> Result<(PathBuf, Option<Duration>)> {
+    if let Some(file) = &arguments.component {
+        check_component(file)?;
+        return Ok((file.clone(), None));
+    }
+    if arguments.no_build {
+        let file = project.component()?;
+        check_component(&file)?;
+        return Ok((file, None));
+    }
+    let built = build::build(ui, project)?;
+    Ok((built.component, Some(built.time)))
+}
+
+/// Uploads one component and waits until its version is ready.
+pub(super) fn upload(
+    ui: Ui,
+    client: &Client,
+    project: &Project,
+    component: &std::path::Path,
+    activate: bool,
+) -> Result<(Value, Duration)> {
+    let name = &project.manifest.name;
+    let upload = Upload::function(component, &project.manifest_text)?;
+    let task = ui.upload(&format!("uploading {name}"), upload.length);
+    let query = if activate { "" } else { "?activate=false" };
+    let answer = client.upload(&format!("/api/v1/functions/{name}{query}"), upload, &task)?;
+    Ok((answer, task.elapsed()))
+}
+
+/// The function's URL; a server that gives only the path has it completed.
+pub(super) fn absolute(server: &str, url: &str) -> String {
+    if url.starts_with('/') { format!("{server}{url}") } else { url.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_completed_and_a_url_kept() {
+        assert_eq!(absolute("http://h:1", "/fn/a/b"), "http://h:1/fn/a/b");
+        assert_eq!(absolute("http://h:1", "https://x/fn/a/b"), "https://x/fn/a/b");
+    }
+}

@@ -1,0 +1,141 @@
+//! `sandpiper models`: uploads with a progress bar, grants, and the verbs shared with functions.
+
+use std::{path::Path, time::Duration};
+
+use sandpiper_domain::{ModelName, TenantName};
+use serde_json::{Value, json};
+
+use super::{
+    Context,
+    catalog::{self, Collection},
+    number, text,
+};
+use crate::{
+    args::Models,
+    client::Client,
+    error::{CliError, Result},
+    output::{Ui, clean, human, short},
+    upload::Upload,
+};
+
+pub(super) fn run(context: &Context, command: Models) -> Result<()> {
+    let collection = Collection::Models;
+    match command {
+        Models::Push { file, name, no_activate } => {
+            let name = match name {
+                Some(name) => name,
+                None => name_of(&file)?,
+            };
+            push_and_print(context, &file, &name, !no_activate)
+        }
+        Models::List => catalog::list(context, collection),
+        Models::Show { name } => catalog::show(context, collection, name.as_str()),
+        Models::Delete { name } => catalog::delete(context, collection, name.as_str()),
+        Models::Versions { name } => catalog::versions(context, collection, name.as_str()),
+        Models::Grant { name, to } => grant(context, &name, &to),
+        Models::Rollback { name, alias } => {
+            catalog::rollback(context, collection, name.as_str(), &alias)
+        }
+        Models::Alias { name, alias, target } => {
+            catalog::point(context, collection, name.as_str(), &alias, &target)
+        }
+    }
+}
+
+fn name_of(file: &Path) -> Result<ModelName> {
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
+    stem.parse().map_err(|error| {
+        CliError::usage("the file's name is no model name").why(error).next("give one with --name")
+    })
+}
+
+fn push_and_print(context: &Context, file: &Path, name: &ModelName, activate: bool) -> Result<()> {
+    let client = context.client()?;
+    let (mut answer, time) = push(context.ui, &client, file, name, activate)?;
+    if let Some(answer) = answer.as_object_mut() {
+        answer.insert("ms".into(), json!(time.as_millis() as u64));
+    }
+    context.ui.result(&answer, |answer| {
+        let (version, digest) = (number(answer, "version"), short(text(answer, "digest")));
+        let mut lines = format!("{name} version {version} ({digest}) is ready in {}", human(time));
+        for (heading, key) in [("in ", "inputs"), ("out", "outputs")] {
+            for tensor in answer.get(key).and_then(Value::as_array).into_iter().flatten() {
+                lines.push_str(&format!("\n  {heading}  {}", signature(tensor)));
+            }
+        }
+        if !activate {
+            lines.push_str(&format!(
+                "\n`live` has not moved; move it with: sandpiper models alias {name} live {version}"
+            ));
+        }
+        lines
+    })
+}
+
+/// One input or output: `image FP32 [-1, 1, 8, 8]`.
+fn signature(tensor: &Value) -> String {
+    let sizes = tensor.get("shape").and_then(Value::as_array).into_iter().flatten();
+    let shape = sizes.map(Value::to_string).collect::<Vec<_>>().join(", ");
+    clean(&format!("{} {} [{shape}]", text(tensor, "name"), text(tensor, "datatype")))
+}
+
+/// Uploads one model and waits until it is ready.
+pub(super) fn push(
+    ui: Ui,
+    client: &Client,
+    file: &Path,
+    name: &ModelName,
+    activate: bool,
+) -> Result<(Value, Duration)> {
+    let upload = Upload::file(file)?;
+    let task = ui.upload(&format!("uploading {name}"), upload.length);
+    let query = if activate { "" } else { "?activate=false" };
+    let answer = client.upload(&format!("/api/v1/models/{name}{query}"), upload, &task)?;
+    Ok((answer, task.elapsed()))
+}
+
+fn grant(context: &Context, name: &ModelName, to: &str) -> Result<()> {
+    let body = grant_body(to)?;
+    let answer = context.client()?.put(&format!("/api/v1/models/{name}/grants"), &body)?;
+    let answer = if answer.is_null() { body } else { answer };
+    context.ui.result(&answer, |_| match to {
+        "*" => format!("every tenant may load {name}"),
+        to => format!("{to} may load {name}, and no other tenant"),
+    })
+}
+
+fn grant_body(to: &str) -> Result<Value> {
+    if to == "*" {
+        return Ok(json!({ "tenants": "*" }));
+    }
+    let tenants = to.split(',').map(|name| name.trim().parse::<TenantName>());
+    let tenants = tenants.collect::<Result<Vec<_>, _>>().map_err(|error| {
+        CliError::from(error).next("give tenants with commas between them, or '*' in quotes")
+    })?;
+    Ok(json!({ "tenants": tenants }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_takes_its_files_name() {
+        assert_eq!(name_of(Path::new("a/digits.v2.onnx")).unwrap().as_str(), "digits.v2");
+        assert!(name_of(Path::new("a/my model.onnx")).unwrap_err().text().contains("--name"));
+        assert!(name_of(Path::new("..")).is_err());
+    }
+
+    #[test]
+    fn grants_go_to_tenants_or_to_all() {
+        assert_eq!(grant_body("*").unwrap(), json!({"tenants": "*"}));
+        assert_eq!(grant_body("beta, gamma").unwrap(), json!({"tenants": ["beta", "gamma"]}));
+        assert!(grant_body("beta,*").is_err() && grant_body("").is_err());
+    }
+
+    #[test]
+    fn a_signature_is_one_line() {
+        let tensor = json!({"name": "image", "datatype": "FP32", "shape": [-1, 1, 8]});
+        assert_eq!(signature(&tensor), "image FP32 [-1, 1, 8]");
+    }
+}

@@ -1,0 +1,201 @@
+//! Uploading, moving, granting and deleting models.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use sandpiper_domain::{AliasName, ModelName, ModelSignature, TenantName};
+use time::OffsetDateTime;
+
+use super::{
+    Catalog, ModelEntry, ModelGrants, ModelVersion, PinnedBlob, PutOutcome, Target, Versions,
+    draft::Draft,
+    record::{self, ModelVersionRecord, RetiredRecord},
+};
+use crate::CatalogError;
+
+/// Tenants that one model may be granted to by name.
+const GRANTS_MAX: usize = 1_000;
+
+/// A model version to be.
+#[derive(Debug)]
+pub struct NewModel {
+    /// Its bytes.
+    pub blob: PinnedBlob,
+    /// What it takes and gives.
+    pub signature: ModelSignature,
+    /// How it is to be loaded; what the names mean is the inference plane's business.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Catalog {
+    /// Adds a version of a model, and the model with its first. `activate` moves `live` to the version.
+    pub fn put_model(
+        &self,
+        tenant: &TenantName,
+        name: &ModelName,
+        new: &NewModel,
+        activate: bool,
+        now: OffsetDateTime,
+    ) -> Result<PutOutcome<ModelVersion>, CatalogError> {
+        self.mutate(|draft| {
+            let limits = draft.tenant(tenant)?.limits;
+            if new.blob.size() > limits.model_mib << 20 {
+                let limit_mib = limits.model_mib;
+                return Err(CatalogError::TooLarge { what: "model", limit_mib });
+            }
+            if let Some(newest) = unchanged(draft, tenant, name, new) {
+                activate_newest(draft, tenant, name, newest.version, activate)?;
+                return Ok(PutOutcome::Unchanged(newest));
+            }
+            ensure_model(draft, tenant, name)?;
+            let (version, pruned) = draft.edit_model_versions(tenant, name, |versions| {
+                let version = versions.add(|version| ModelVersion {
+                    version,
+                    digest: new.blob.digest(),
+                    size: new.blob.size(),
+                    signature: new.signature.clone(),
+                    options: new.options.clone(),
+                    created_at: now,
+                })?;
+                if activate {
+                    versions.point(&AliasName::live(), Target::Version(version.version))?;
+                }
+                Ok((version, versions.prune(limits.versions)?))
+            })?;
+            let key = record::model_version_key(tenant, name, version.version);
+            draft.put(key, &ModelVersionRecord::from(&*version))?;
+            for number in pruned {
+                draft.delete(record::model_version_key(tenant, name, number));
+            }
+            Ok(PutOutcome::Created(version))
+        })
+    }
+
+    /// Says who else may load a model. Whether those tenants exist is not checked: it would tell who does.
+    pub fn set_model_grants(
+        &self,
+        tenant: &TenantName,
+        name: &ModelName,
+        grants: ModelGrants,
+    ) -> Result<(), CatalogError> {
+        if matches!(&grants, ModelGrants::Tenants(tenants) if tenants.len() > GRANTS_MAX) {
+            let limit = GRANTS_MAX as u64;
+            return Err(CatalogError::LimitReached { what: "grants of one model", limit });
+        }
+        self.mutate(|draft| {
+            draft.edit_model(tenant, name, |model| {
+                model.grants = grants;
+                Ok(())
+            })
+        })
+    }
+
+    /// Deletes a model with its versions. Made again, it goes on counting where it stopped.
+    pub fn delete_model(&self, tenant: &TenantName, name: &ModelName) -> Result<(), CatalogError> {
+        self.mutate(|draft| {
+            let removed = draft.tenant(tenant)?.models.remove(name);
+            let model = removed.ok_or(CatalogError::NotFound { what: "model" })?;
+            draft.delete(record::model_key(tenant, name));
+            for (number, _) in model.versions.iter() {
+                draft.delete(record::model_version_key(tenant, name, number));
+            }
+            let retired_key = record::retired_key(tenant);
+            let mut retired: RetiredRecord = draft.read(&retired_key)?.unwrap_or_default();
+            retired.models.retire(name.as_str(), model.versions.next_number());
+            draft.put(retired_key, &retired)
+        })
+    }
+
+    /// Deletes a version that no alias points at.
+    pub fn delete_model_version(
+        &self,
+        tenant: &TenantName,
+        name: &ModelName,
+        version: u32,
+    ) -> Result<(), CatalogError> {
+        self.mutate(|draft| {
+            draft.edit_model_versions(tenant, name, |versions| versions.remove(version))?;
+            draft.delete(record::model_version_key(tenant, name, version));
+            Ok(())
+        })
+    }
+
+    /// Makes or moves an alias.
+    pub fn set_model_alias(
+        &self,
+        tenant: &TenantName,
+        name: &ModelName,
+        alias: &AliasName,
+        target: Target,
+    ) -> Result<(), CatalogError> {
+        self.mutate(|draft| draft.edit_model_versions(tenant, name, |v| v.point(alias, target)))
+    }
+
+    /// Moves an alias back to where it pointed before, and says where that is.
+    pub fn roll_back_model_alias(
+        &self,
+        tenant: &TenantName,
+        name: &ModelName,
+        alias: &AliasName,
+    ) -> Result<Target, CatalogError> {
+        self.mutate(|draft| draft.edit_model_versions(tenant, name, |v| v.roll_back(alias)))
+    }
+
+    /// Deletes an alias; the versions stay.
+    pub fn delete_model_alias(
+        &self,
+        tenant: &TenantName,
+        name: &ModelName,
+        alias: &AliasName,
+    ) -> Result<(), CatalogError> {
+        self.mutate(|draft| draft.edit_model_versions(tenant, name, |v| v.remove_alias(alias)))
+    }
+}
+
+/// The newest version, when it is what is being put again.
+fn unchanged(
+    draft: &Draft<'_>,
+    tenant: &TenantName,
+    name: &ModelName,
+    new: &NewModel,
+) -> Option<Arc<ModelVersion>> {
+    let (_, newest) = draft.next.model(tenant, name)?.versions.newest()?;
+    let same = newest.digest == new.blob.digest() && newest.options == new.options;
+    same.then(|| Arc::clone(newest))
+}
+
+fn activate_newest(
+    draft: &mut Draft<'_>,
+    tenant: &TenantName,
+    name: &ModelName,
+    version: u32,
+    activate: bool,
+) -> Result<(), CatalogError> {
+    let live = AliasName::live();
+    let model = draft.next.model(tenant, name);
+    let there = model.is_some_and(|model| model.versions.points_at(&live, version));
+    if there || !activate {
+        return Ok(());
+    }
+    draft.edit_model_versions(tenant, name, |v| v.point(&live, Target::Version(version)))
+}
+
+fn ensure_model(
+    draft: &mut Draft<'_>,
+    tenant: &TenantName,
+    name: &ModelName,
+) -> Result<(), CatalogError> {
+    let retired: Option<RetiredRecord> = match draft.next.model(tenant, name) {
+        Some(_) => return Ok(()),
+        None => draft.read(&record::retired_key(tenant))?,
+    };
+    let owner = draft.tenant(tenant)?;
+    if owner.models.len() >= owner.limits.models as usize {
+        let limit = owner.limits.models.into();
+        return Err(CatalogError::LimitReached { what: "models", limit });
+    }
+    let first = retired.unwrap_or_default().models.next_version(name.as_str());
+    let (versions, grants) = (Versions::starting_at(first), ModelGrants::None);
+    let model = ModelEntry { name: name.clone(), versions, grants };
+    owner.models.insert(name.clone(), Arc::new(model));
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! From the name of a model, as a guest or a caller gives it, to one version of one model.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use sandpiper_domain::{InferenceError, ModelKey, ModelRef, ModelScope, Selector, TenantName};
+
+use super::{ModelVersion, Snapshot};
+
+impl Snapshot {
+    /// The model that `reference` (`[owner/]name[@selector]`) means in `scope`. One that is missing, foreign and not
+    /// granted, or not bound gives the same error. `pick` is any random number: it decides where an alias splits.
+    pub fn resolve_model(
+        &self,
+        scope: &ModelScope,
+        reference: &str,
+        pick: u32,
+    ) -> Result<(ModelKey, Arc<ModelVersion>), InferenceError> {
+        let reference: ModelRef = reference.parse().map_err(|error| {
+            InferenceError::InvalidArgument(format!("the model's name: {error}"))
+        })?;
+        self.find_model(scope, reference, pick).ok_or(InferenceError::NotFound)
+    }
+
+    fn find_model(
+        &self,
+        scope: &ModelScope,
+        reference: ModelRef,
+        pick: u32,
+    ) -> Option<(ModelKey, Arc<ModelVersion>)> {
+        let ModelRef { owner, name, selector } = reference;
+        let owner = owner.unwrap_or_else(|| scope.tenant.clone());
+        let bound = match &scope.bindings {
+            Some(bindings) => {
+                Some(binding(bindings, &scope.tenant, &owner, name.as_str())?.clone())
+            }
+            None => None,
+        };
+        let selector = selector.or(bound).unwrap_or_default();
+        let model = self.model(&owner, &name)?;
+        if owner != scope.tenant && !model.grants.include(&scope.tenant) {
+            return None;
+        }
+        let version = Arc::clone(model.versions.resolve(&selector, pick)?);
+        Some((ModelKey { tenant: owner, model: name, version: version.version }, version))
+    }
+}
+
+/// What the manifest binds the model to. A model of the tenant's own may be written with or without its owner there,
+/// whichever way the guest writes it.
+fn binding<'a>(
+    bindings: &'a BTreeMap<String, Selector>,
+    tenant: &TenantName,
+    owner: &TenantName,
+    name: &str,
+) -> Option<&'a Selector> {
+    let short = if owner == tenant { bindings.get(name) } else { None };
+    short.or_else(|| bindings.get(&format!("{owner}/{name}")))
+}

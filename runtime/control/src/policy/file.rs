@@ -1,0 +1,179 @@
+//! One policy file, as written and as checked.
+
+use sandpiper_domain::{Band, RateLimit, SandboxLimits, TenantLimits};
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::{Limits, PolicyError, refusal};
+
+const SCHEMA: u32 = 1;
+
+/// No limit is larger: products with 1 MiB or 1,000 µs then stay far from overflow.
+const LIMIT_MAX: u64 = 1 << 30;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    schema: u32,
+    sandbox: Sandbox,
+    traffic: Traffic,
+    catalog: Catalog,
+    scheduler: Scheduler,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sandbox {
+    memory_mib: u64,
+    cpu_ms: u64,
+    wall_ms: u64,
+    tensor_mib: u64,
+    request_body_mib: u64,
+    log_kib: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Traffic {
+    concurrency: u32,
+    queue: u32,
+    #[serde(deserialize_with = "rate")]
+    rate: Option<Rate>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rate {
+    per_s: u32,
+    burst: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Catalog {
+    functions: u32,
+    models: u32,
+    versions: u32,
+    component_mib: u64,
+    model_mib: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scheduler {
+    weight: u32,
+    band: Band,
+}
+
+/// `"none"` is spelt out, so that a forgotten rate is an error and not an absent limit.
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
+    match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(text) if text == "none" => Ok(None),
+        toml::Value::Table(table) => {
+            table.try_into().map(Some).map_err(|error| D::Error::custom(error.message()))
+        }
+        _ => Err(D::Error::custom("a rate is `{ per_s = …, burst = … }` or \"none\"")),
+    }
+}
+
+/// Reads and checks one file.
+pub(super) fn parse(name: &str, text: &str) -> Result<Limits, PolicyError> {
+    let file: File = toml::from_str(text).map_err(|error| refusal(name, error))?;
+    if file.schema != SCHEMA {
+        return Err(refusal(name, format!("schema is {}; known is {SCHEMA}", file.schema)));
+    }
+    for (key, value) in file.numbers() {
+        if value == 0 || value > LIMIT_MAX {
+            return Err(refusal(name, format!("`{key}` must be between 1 and {LIMIT_MAX}")));
+        }
+    }
+    Ok(file.into())
+}
+
+impl File {
+    fn numbers(&self) -> Vec<(&'static str, u64)> {
+        let File { schema: _, sandbox, traffic, catalog, scheduler } = self;
+        let mut numbers = vec![
+            ("sandbox.memory_mib", sandbox.memory_mib),
+            ("sandbox.cpu_ms", sandbox.cpu_ms),
+            ("sandbox.wall_ms", sandbox.wall_ms),
+            ("sandbox.tensor_mib", sandbox.tensor_mib),
+            ("sandbox.request_body_mib", sandbox.request_body_mib),
+            ("sandbox.log_kib", sandbox.log_kib),
+            ("traffic.concurrency", traffic.concurrency.into()),
+            ("traffic.queue", traffic.queue.into()),
+            ("catalog.functions", catalog.functions.into()),
+            ("catalog.models", catalog.models.into()),
+            ("catalog.versions", catalog.versions.into()),
+            ("catalog.component_mib", catalog.component_mib),
+            ("catalog.model_mib", catalog.model_mib),
+            ("scheduler.weight", scheduler.weight.into()),
+        ];
+        if let Some(rate) = &traffic.rate {
+            numbers.push(("traffic.rate.per_s", rate.per_s.into()));
+            numbers.push(("traffic.rate.burst", rate.burst.into()));
+        }
+        numbers
+    }
+}
+
+impl From<File> for Limits {
+    fn from(file: File) -> Self {
+        let File { schema: _, sandbox, traffic, catalog, scheduler } = file;
+        Limits {
+            sandbox: SandboxLimits {
+                memory_mib: sandbox.memory_mib,
+                cpu_ms: sandbox.cpu_ms,
+                wall_ms: sandbox.wall_ms,
+                tensor_mib: sandbox.tensor_mib,
+                request_body_mib: sandbox.request_body_mib,
+                log_kib: sandbox.log_kib,
+            },
+            tenant: TenantLimits {
+                concurrency: traffic.concurrency,
+                queue: traffic.queue,
+                rate: traffic.rate.map(|rate| RateLimit { per_s: rate.per_s, burst: rate.burst }),
+                functions: catalog.functions,
+                models: catalog.models,
+                versions: catalog.versions,
+                component_mib: catalog.component_mib,
+                model_mib: catalog.model_mib,
+                weight: scheduler.weight,
+                band: scheduler.band,
+            },
+        }
+    }
+}
+
+impl Limits {
+    /// These limits, none above `ceiling`'s.
+    pub(super) fn under(self, ceiling: Limits) -> Limits {
+        let (own, top) = (self.tenant, ceiling.tenant);
+        Limits {
+            sandbox: self.sandbox.min(ceiling.sandbox),
+            tenant: TenantLimits {
+                concurrency: own.concurrency.min(top.concurrency),
+                queue: own.queue.min(top.queue),
+                rate: lower_rate(own.rate, top.rate),
+                functions: own.functions.min(top.functions),
+                models: own.models.min(top.models),
+                versions: own.versions.min(top.versions),
+                component_mib: own.component_mib.min(top.component_mib),
+                model_mib: own.model_mib.min(top.model_mib),
+                weight: own.weight.min(top.weight),
+                band: match (own.band, top.band) {
+                    (Band::Normal, Band::Normal) => Band::Normal,
+                    _ => Band::Low,
+                },
+            },
+        }
+    }
+}
+
+fn lower_rate(own: Option<RateLimit>, top: Option<RateLimit>) -> Option<RateLimit> {
+    match (own, top) {
+        (Some(own), Some(top)) => {
+            Some(RateLimit { per_s: own.per_s.min(top.per_s), burst: own.burst.min(top.burst) })
+        }
+        (rate, None) | (None, rate) => rate,
+    }
+}

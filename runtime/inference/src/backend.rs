@@ -1,0 +1,22 @@
+//! What the plane asks of an engine that runs graphs.
+
+use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
+
+use crate::contract::Contract;
+
+pub(crate) mod tract;
+
+/// A graph made ready to run, any number of times and on any thread.
+pub(crate) trait Program: Send + Sync {
+    /// What it takes and gives.
+    fn contract(&self) -> &Contract;
+
+    /// Runs the graph on inputs that [`Contract::order`] has put in order, on this thread. Panics of the engine
+    /// are contained. `stop` is asked between the steps of the graph; once it says yes the run ends in
+    /// [`InferenceError::Timeout`].
+    fn run(
+        &self,
+        inputs: Vec<Tensor>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<NamedTensor>, InferenceError>;
+}

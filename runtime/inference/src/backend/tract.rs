@@ -1,0 +1,128 @@
+//! The engine: tract. This module and those below it are the only ones that know its types.
+//!
+//! A graph is optimised once with symbolic dimensions where it has free ones. Some graphs allow no such plan; for
+//! them a plan is made for each set of input shapes when it first comes.
+
+mod audit;
+mod convert;
+mod explain;
+mod fact;
+mod load;
+mod plan;
+mod shapes;
+
+use std::sync::Arc;
+
+use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
+use tract_onnx::prelude::{TVec, Tensor as TractTensor};
+
+pub(crate) use load::load;
+use plan::{Failure, Plan, Trace};
+use shapes::PlansByShape;
+
+use super::Program;
+use crate::{
+    contain::{Panicked, contained},
+    contract::Contract,
+};
+
+struct TractProgram {
+    contract: Contract,
+    plans: Plans,
+}
+
+enum Plans {
+    /// One plan for every shape the signature allows.
+    One(Arc<Plan>),
+    ByShape(PlansByShape),
+}
+
+impl Program for TractProgram {
+    fn contract(&self) -> &Contract {
+        &self.contract
+    }
+
+    fn run(
+        &self,
+        inputs: Vec<Tensor>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<NamedTensor>, InferenceError> {
+        let plan = self.plan(&inputs)?;
+        let tensors =
+            inputs.iter().map(convert::to_tract).collect::<Result<TVec<_>, InferenceError>>()?;
+        drop(inputs);
+        let trace = Trace::default();
+        let outcome = contained(|| {
+            let outputs = plan.run(tensors, stop, &trace)?;
+            Ok(outputs.into_iter().map(convert::from_tract).collect::<Vec<_>>())
+        });
+        match outcome {
+            Ok(Ok(outputs)) => self.name(outputs),
+            Ok(Err(failure)) => Err(explain_failure(&plan, &trace, &failure)),
+            Err(Panicked) => Err(explain_panic(&plan, &trace)),
+        }
+    }
+}
+
+impl TractProgram {
+    fn plan(&self, inputs: &[Tensor]) -> Result<Arc<Plan>, InferenceError> {
+        match &self.plans {
+            Plans::One(plan) => Ok(plan.clone()),
+            Plans::ByShape(plans) => {
+                let shapes: Vec<TVec<usize>> =
+                    inputs.iter().map(|input| input.shape().iter().copied().collect()).collect();
+                plans.get(&shapes).ok_or_else(|| {
+                    let shapes: Vec<_> = inputs.iter().map(Tensor::shape).collect();
+                    InferenceError::InvalidArgument(format!(
+                        "the model cannot run on inputs of these shapes: {shapes:?}"
+                    ))
+                })
+            }
+        }
+    }
+
+    fn name(&self, outputs: Vec<Option<Tensor>>) -> Result<Vec<NamedTensor>, InferenceError> {
+        let specs = &self.contract.signature.outputs;
+        let named = outputs.into_iter().zip(specs).map(|(tensor, spec)| {
+            let name = spec.name.clone();
+            tensor.map(|tensor| NamedTensor { name, tensor }).ok_or_else(|| {
+                let name = crate::contract::shown(&spec.name);
+                InferenceError::Unsupported(format!(
+                    "the output `{name}` is of a type or shape that the runtime cannot hand out"
+                ))
+            })
+        });
+        named.collect()
+    }
+}
+
+fn explain_failure(plan: &Plan, trace: &Trace, failure: &Failure) -> InferenceError {
+    match failure {
+        Failure::Stopped => InferenceError::Timeout,
+        Failure::Inputs => InferenceError::InvalidArgument(
+            "the shapes of the inputs do not fit each other in this model".to_owned(),
+        ),
+        Failure::TooLarge => InferenceError::TooLarge(
+            "a value inside the model would be larger than 1 GiB for inputs of these shapes"
+                .to_owned(),
+        ),
+        Failure::Failed => InferenceError::Runtime(match plan.operator(trace) {
+            Some(operator) => format!("the model failed while it ran, in an operator `{operator}`"),
+            None => "the model failed while it ran".to_owned(),
+        }),
+    }
+}
+
+fn explain_panic(plan: &Plan, trace: &Trace) -> InferenceError {
+    InferenceError::Runtime(match plan.operator(trace) {
+        Some(operator) => format!(
+            "the model panicked while it ran, in an operator `{operator}`; an index among the inputs may be out of range"
+        ),
+        None => "the model panicked while it ran".to_owned(),
+    })
+}
+
+/// A tensor of zeros, to try a plan with.
+fn zeros(slot: &audit::Slot, shape: &[usize]) -> Option<TractTensor> {
+    TractTensor::zero_dt(convert::datum_type(slot.datatype?)?, shape).ok()
+}

@@ -1,0 +1,327 @@
+//! Reads an ONNX protobuf before tract does: refuses what tract would answer with a panic or with a vague error,
+//! and rewrites the few things that tract reads wrongly.
+
+use std::collections::{HashMap, HashSet};
+
+use sandpiper_domain::DataType;
+use tract_onnx::pb::{
+    GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, tensor_proto,
+    tensor_shape_proto::dimension::Value as DimValue, type_proto::Value as TypeValue,
+};
+
+use crate::{LoadError, contract::shown};
+
+/// Longer or more deeply nested expressions of a dimension are taken as an unknown size: tract's parser of them
+/// recurses and backtracks.
+const DIMENSION_TEXT_MAX: usize = 64;
+const DIMENSION_NESTING_MAX: usize = 3;
+
+/// A dimension as the graph declares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Dim {
+    Fixed(usize),
+    /// A symbol, or an expression of symbols that other inputs bind.
+    Named(String),
+    Unknown,
+}
+
+/// An input or output as the graph declares it.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    pub(super) name: String,
+    pub(super) datatype: Option<DataType>,
+    /// `None` where the graph does not state the rank.
+    pub(super) dims: Option<Vec<Dim>>,
+}
+
+/// What a caller gives and gets: an input that has an initializer is a weight and not here.
+#[derive(Debug, Clone)]
+pub(super) struct Declared {
+    pub(super) inputs: Vec<Slot>,
+    pub(super) outputs: Vec<Slot>,
+}
+
+/// Checks and rewrites `model`; `known` says which operators tract has.
+pub(super) fn audit(
+    model: &mut ModelProto,
+    known: &dyn Fn(&str) -> bool,
+) -> Result<Declared, LoadError> {
+    let opset_missing = model.opset_import.is_empty() && model.ir_version >= 3;
+    let graph = model.graph.as_mut().ok_or(LoadError::Truncated)?;
+    if opset_missing {
+        return Err(malformed("it names no operator set (`opset_import`)"));
+    }
+    let mut missing = Missing::default();
+    visit(graph, known, &mut missing)?;
+    if !missing.operators.is_empty() {
+        return Err(LoadError::UnsupportedOperator { operators: missing.operators });
+    }
+    name_dimensions(graph);
+    let declared = declare(graph)?;
+    name_nodes(graph);
+    Ok(declared)
+}
+
+#[derive(Default)]
+struct Missing {
+    operators: Vec<String>,
+    seen: HashSet<String>,
+}
+
+impl Missing {
+    /// Operators of one hostile graph are not all worth keeping.
+    const MAX: usize = 64;
+
+    fn add(&mut self, node: &NodeProto) {
+        let operator = shown(&node.op_type);
+        let operator = match node.domain.as_str() {
+            "" | "ai.onnx" => operator,
+            domain => format!("{operator} ({})", shown(domain)),
+        };
+        if self.operators.len() < Self::MAX && self.seen.insert(operator.clone()) {
+            self.operators.push(operator);
+        }
+    }
+}
+
+/// Goes through one graph and the graphs inside its nodes. The protobuf decoder bounds the depth.
+fn visit(
+    graph: &mut GraphProto,
+    known: &dyn Fn(&str) -> bool,
+    missing: &mut Missing,
+) -> Result<(), LoadError> {
+    // What other tools inferred about inner values is often stale, and never needed.
+    graph.value_info = Vec::new();
+    if !graph.sparse_initializer.is_empty() {
+        return Err(LoadError::UnsupportedType(
+            "the model has sparse initializers, which the backend cannot hold".to_owned(),
+        ));
+    }
+    for tensor in &mut graph.initializer {
+        check_tensor(tensor)?;
+    }
+    for input in &mut graph.input {
+        forget_hostile_dimensions(input);
+    }
+    for node in &mut graph.node {
+        if !known(&node.op_type) {
+            missing.add(node);
+        }
+        for attribute in &mut node.attribute {
+            attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(check_tensor)?;
+            for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+                visit(inner, known, missing)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_tensor(tensor: &mut TensorProto) -> Result<(), LoadError> {
+    use tensor_proto::{DataLocation, DataType as Onnx};
+
+    let name = || if tensor.name.is_empty() { "(unnamed)".into() } else { shown(&tensor.name) };
+    let external = tensor.data_location == Some(DataLocation::External as i32);
+    if external || !tensor.external_data.is_empty() {
+        return Err(LoadError::ExternalData { tensor: name() });
+    }
+    let onnx = Onnx::try_from(tensor.data_type);
+    if onnx != Ok(Onnx::String) || !tensor.raw_data.is_empty() {
+        datatype(tensor.data_type).map_err(|kind| {
+            let name = name();
+            LoadError::UnsupportedType(format!(
+                "the tensor `{name}` of the model is {kind}, which the backend cannot hold"
+            ))
+        })?;
+    }
+    // ONNX keeps these two in `uint64_data`, where tract does not look.
+    if tensor.raw_data.is_empty() && !tensor.uint64_data.is_empty() {
+        let values = std::mem::take(&mut tensor.uint64_data);
+        match onnx {
+            Ok(Onnx::Uint32) => {
+                let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+                tensor.raw_data = values.iter().flat_map(|v| narrow(*v).to_le_bytes()).collect();
+            }
+            Ok(Onnx::Uint64) => {
+                tensor.raw_data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The type of this ONNX number, or the name of a type that tensors here cannot have.
+fn datatype(number: i32) -> Result<DataType, String> {
+    use tensor_proto::DataType as Onnx;
+
+    match Onnx::try_from(number) {
+        Ok(Onnx::Bool) => Ok(DataType::Bool),
+        Ok(Onnx::Uint8) => Ok(DataType::U8),
+        Ok(Onnx::Uint16) => Ok(DataType::U16),
+        Ok(Onnx::Uint32) => Ok(DataType::U32),
+        Ok(Onnx::Uint64) => Ok(DataType::U64),
+        Ok(Onnx::Int8) => Ok(DataType::I8),
+        Ok(Onnx::Int16) => Ok(DataType::I16),
+        Ok(Onnx::Int32) => Ok(DataType::I32),
+        Ok(Onnx::Int64) => Ok(DataType::I64),
+        Ok(Onnx::Float16) => Ok(DataType::F16),
+        Ok(Onnx::Float) => Ok(DataType::F32),
+        Ok(Onnx::Double) => Ok(DataType::F64),
+        Ok(other) => Err(format!("of the type {}", other.as_str_name())),
+        Err(_) => Err(format!("of the unknown type number {number}")),
+    }
+}
+
+fn dimensions(info: &mut ValueInfoProto) -> impl Iterator<Item = &mut Option<DimValue>> {
+    let kind = info.r#type.as_mut().and_then(|kind| kind.value.as_mut());
+    let shape = kind.and_then(|TypeValue::TensorType(tensor)| tensor.shape.as_mut());
+    shape.into_iter().flat_map(|shape| &mut shape.dim).map(|dim| &mut dim.value)
+}
+
+fn forget_hostile_dimensions(info: &mut ValueInfoProto) {
+    for value in dimensions(info) {
+        let hostile = match value {
+            Some(DimValue::DimParam(text)) => {
+                let nesting = text.matches('(').count();
+                !text.is_ascii()
+                    || text.len() > DIMENSION_TEXT_MAX
+                    || nesting > DIMENSION_NESTING_MAX
+            }
+            Some(DimValue::DimValue(size)) => *size < 0,
+            None => false,
+        };
+        if hostile {
+            *value = None;
+        }
+    }
+}
+
+fn is_symbol(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// Renames dimensions such as `batch-size`, which tract would read as a difference, unless they really are
+/// expressions of symbols that stand alone elsewhere.
+fn name_dimensions(graph: &mut GraphProto) {
+    let mut symbols = HashSet::new();
+    for value in graph.input.iter_mut().flat_map(dimensions) {
+        match value {
+            Some(DimValue::DimParam(text)) if is_symbol(text) => {
+                symbols.insert(text.clone());
+            }
+            _ => {}
+        }
+    }
+    let mut renamed = HashMap::new();
+    for value in graph.input.iter_mut().flat_map(dimensions) {
+        let Some(DimValue::DimParam(text)) = value else { continue };
+        let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let bound = |word: &str| {
+            word.is_empty()
+                || word.chars().all(|c| c.is_ascii_digit())
+                || symbols.contains(word)
+                || ["floor", "ceil", "min", "max"].contains(&word)
+        };
+        if text.is_empty() || text == "?" {
+            *value = None;
+        } else if !is_symbol(text) && !words.all(bound) {
+            let count = renamed.len();
+            let name = renamed.entry(text.clone()).or_insert_with(|| format!("dimension_{count}"));
+            *text = name.clone();
+        }
+    }
+}
+
+/// tract wants every node, input and weight of a graph to have a name of its own; ONNX does not.
+fn name_nodes(graph: &mut GraphProto) {
+    let inputs = graph.input.iter().map(|input| input.name.clone());
+    let weights = graph.initializer.iter().map(|tensor| tensor.name.clone());
+    let mut taken: HashSet<String> = inputs.chain(weights).collect();
+    for (index, node) in graph.node.iter_mut().enumerate() {
+        if node.name.is_empty() {
+            node.name = node.output.first().cloned().unwrap_or_default();
+        }
+        if node.name.is_empty() || taken.contains(&node.name) {
+            node.name = format!("{}#{index}", node.name);
+        }
+        taken.insert(node.name.clone());
+        for attribute in &mut node.attribute {
+            attribute.g.iter_mut().chain(&mut attribute.graphs).for_each(name_nodes);
+        }
+    }
+}
+
+fn declare(graph: &mut GraphProto) -> Result<Declared, LoadError> {
+    let weights: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+    let mut defined = weights.clone();
+    let mut inputs = Vec::new();
+    for input in &graph.input {
+        if weights.contains(input.name.as_str()) {
+            continue;
+        }
+        if !defined.insert(&input.name) {
+            return Err(malformed(&format!("it has two inputs `{}`", shown(&input.name))));
+        }
+        let slot = slot("input", input)?;
+        if slot.datatype.is_none() {
+            return Err(malformed(&format!("its input `{}` has no type", shown(&input.name))));
+        }
+        inputs.push(slot);
+    }
+    defined.extend(graph.node.iter().flat_map(|node| &node.output).map(String::as_str));
+    let mut outputs: Vec<Slot> = Vec::new();
+    for output in &graph.output {
+        let name = shown(&output.name);
+        if !defined.contains(output.name.as_str()) {
+            return Err(malformed(&format!("no node computes its output `{name}`")));
+        }
+        if outputs.iter().any(|slot| slot.name == output.name) {
+            return Err(malformed(&format!("it has two outputs `{name}`")));
+        }
+        outputs.push(slot("output", output)?);
+    }
+    if outputs.is_empty() {
+        return Err(malformed("it has no outputs"));
+    }
+    Ok(Declared { inputs, outputs })
+}
+
+fn slot(noun: &str, info: &ValueInfoProto) -> Result<Slot, LoadError> {
+    let name = info.name.clone();
+    let unsupported = |kind: &str| {
+        let name = shown(&name);
+        LoadError::UnsupportedType(format!(
+            "the {noun} `{name}` of the model is {kind}, which the backend cannot hold"
+        ))
+    };
+    let tensor = match &info.r#type {
+        None => return Ok(Slot { name, datatype: None, dims: None }),
+        Some(TypeProto { value: None, .. }) => {
+            return Err(unsupported("a sequence, a map or an optional value"));
+        }
+        Some(TypeProto { value: Some(TypeValue::TensorType(tensor)), .. }) => tensor,
+    };
+    // Exporters leave the type of an output undefined when they do not know it.
+    let untyped = noun == "output" && tensor.elem_type == 0;
+    let datatype = match untyped {
+        true => None,
+        false => Some(datatype(tensor.elem_type).map_err(|kind| unsupported(&kind))?),
+    };
+    let dims = tensor.shape.as_ref().map(|shape| {
+        let dim = |value: &Option<DimValue>| match value {
+            Some(DimValue::DimValue(size)) => {
+                usize::try_from(*size).map_or(Dim::Unknown, Dim::Fixed)
+            }
+            Some(DimValue::DimParam(text)) => Dim::Named(text.clone()),
+            None => Dim::Unknown,
+        };
+        shape.dim.iter().map(|d| dim(&d.value)).collect()
+    });
+    Ok(Slot { name, datatype, dims })
+}
+
+fn malformed(text: &str) -> LoadError {
+    LoadError::Malformed(text.to_owned())
+}

@@ -1,0 +1,147 @@
+//! A graph optimised for its input shapes, which may be symbolic, and one run of it.
+
+use std::{cell::Cell, sync::Arc};
+
+use tract_onnx::{
+    prelude::{
+        InferenceModel, InferenceModelExt, IntoRunnable, TractResult, TypedModel,
+        TypedRunnableModel,
+    },
+    tract_core::{
+        internal::{
+            DatumType, IntoArcTensor, IntoTValue, SpecialOps, SymbolValues, TDim, TValue, TVec,
+            Tensor as TractTensor, TypedFact, ensure, format_err, tvec,
+        },
+        ops::cast::cast,
+        plan::eval,
+    },
+};
+
+use super::convert::is_symbolic;
+
+/// No value inside a graph may be larger than this: a small input can ask for a huge one.
+const TENSOR_BYTES_MAX: u64 = 1 << 30;
+
+/// An optimised graph.
+pub(super) struct Plan {
+    runnable: Arc<TypedRunnableModel>,
+    /// The sizes of inner values that depend on the inputs, in bytes.
+    sizes: Vec<TDim>,
+    /// The types of the inputs, as optimised.
+    inputs: Vec<DatumType>,
+}
+
+/// Why a run gave no outputs. tract's own texts hold values of tensors and go no further.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It was told to stop.
+    Stopped,
+    /// The shapes of the inputs contradict each other.
+    Inputs,
+    /// A value inside would be too large.
+    TooLarge,
+    /// An operator failed.
+    Failed,
+}
+
+/// Names the operator that ran when a run failed or panicked.
+#[derive(Default)]
+pub(super) struct Trace(Cell<Option<usize>>);
+
+impl Plan {
+    /// Analyses, declutters and optimises.
+    pub(super) fn build(model: InferenceModel) -> TractResult<Self> {
+        let mut model = model.into_typed()?;
+        cast_symbolic_outputs(&mut model)?;
+        let model = model.into_optimized()?;
+        let mut sizes = Vec::new();
+        for fact in model.nodes().iter().flat_map(|node| &node.outputs).map(|outlet| &outlet.fact) {
+            let size = byte_size(fact);
+            match size.to_i64() {
+                Ok(size) => check_size(size)?,
+                Err(_) if sizes.contains(&size) => {}
+                Err(_) => sizes.push(size),
+            }
+        }
+        let inputs = (0..model.input_outlets()?.len())
+            .map(|index| Ok(model.input_fact(index)?.datum_type))
+            .collect::<TractResult<_>>()?;
+        Ok(Plan { runnable: model.into_runnable()?, sizes, inputs })
+    }
+
+    /// What an output is known to be.
+    pub(super) fn output(&self, index: usize) -> TractResult<&TypedFact> {
+        self.runnable.model().output_fact(index)
+    }
+
+    /// The operator that a trace ended in.
+    pub(super) fn operator(&self, trace: &Trace) -> Option<String> {
+        let node = self.runnable.model().nodes().get(trace.0.get()?)?;
+        Some(node.op.name().into_owned())
+    }
+
+    /// Runs the graph on this thread with a state of its own, so that nothing outlives the run.
+    pub(super) fn run(
+        &self,
+        inputs: TVec<TractTensor>,
+        stop: &dyn Fn() -> bool,
+        trace: &Trace,
+    ) -> Result<TVec<Arc<TractTensor>>, Failure> {
+        let mut state = self.runnable.spawn().map_err(|_| Failure::Failed)?;
+        let mut values: TVec<TValue> = tvec!();
+        for (tensor, datum) in inputs.into_iter().zip(&self.inputs) {
+            let tensor = match is_symbolic(*datum) {
+                true => tensor.cast_to::<TDim>().map_err(|_| Failure::Inputs)?.into_owned(),
+                false => tensor,
+            };
+            values.push(tensor.into_tvalue());
+        }
+        state.set_inputs(values).map_err(|_| Failure::Inputs)?;
+        self.check_sizes(&state.turn_state.resolved_symbols)?;
+        let outcome = state.exec_plan_with_eval(|context, op_state, node, inputs| {
+            trace.0.set(Some(node.id));
+            if stop() {
+                return Err(format_err!("stopped"));
+            }
+            eval(context, op_state, node, inputs)
+        });
+        if outcome.is_err() {
+            return Err(if stop() { Failure::Stopped } else { Failure::Failed });
+        }
+        let outputs = state.outputs().map_err(|_| Failure::Failed)?;
+        // Whatever else holds the outputs goes first.
+        drop(state);
+        Ok(outputs.into_iter().map(IntoArcTensor::into_arc_tensor).collect())
+    }
+
+    fn check_sizes(&self, symbols: &SymbolValues) -> Result<(), Failure> {
+        for size in &self.sizes {
+            // What still has symbols depends on values inside the graph.
+            let Ok(size) = size.eval(symbols).to_i64() else { continue };
+            check_size(size).map_err(|_| Failure::TooLarge)?;
+        }
+        Ok(())
+    }
+}
+
+/// Outputs that tract types as symbolic integers become `i64` inside the plan, where the symbols have values.
+fn cast_symbolic_outputs(model: &mut TypedModel) -> TractResult<()> {
+    let mut outputs = model.output_outlets()?.to_vec();
+    for (index, outlet) in outputs.iter_mut().enumerate() {
+        if is_symbolic(model.outlet_fact(*outlet)?.datum_type) {
+            let name = format!("sandpiper.output.{index}");
+            *outlet = model.wire_node(name, cast(DatumType::I64), &[*outlet])?[0];
+        }
+    }
+    model.select_output_outlets(&outputs)
+}
+
+fn byte_size(fact: &TypedFact) -> TDim {
+    fact.shape.volume() * fact.datum_type.size_of()
+}
+
+fn check_size(size: i64) -> TractResult<()> {
+    let fits = u64::try_from(size).is_ok_and(|size| size <= TENSOR_BYTES_MAX);
+    ensure!(fits, "a value inside the model takes more than {TENSOR_BYTES_MAX} bytes");
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! The plane: which models are in memory, the threads that load them and the threads that run them.
+
+use std::{
+    collections::HashMap,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use futures::{FutureExt, future::Shared};
+use sandpiper_domain::{BoxFuture, ModelKey};
+use tokio::sync::oneshot;
+
+use crate::{
+    LoadError, LoadedModel,
+    backend::{Program, tract},
+    contain,
+    model::Job,
+    pool::Pool,
+};
+
+/// Loads that may wait for a loader thread.
+const LOADS_WAITING_MAX: usize = 64;
+/// Optimising a large graph takes several times its size in memory, so that few are worked on at once.
+const LOADERS_MAX: usize = 2;
+
+/// The size of the plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Compute threads; each runs one call at a time.
+    pub threads: usize,
+    /// Calls that may wait for a compute thread before further ones are refused.
+    pub queue_capacity: usize,
+}
+
+impl Default for Config {
+    /// One thread for each core, and 1024 calls waiting.
+    fn default() -> Self {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        Config { threads, queue_capacity: 1024 }
+    }
+}
+
+/// Loads models once and runs them on its own threads.
+pub struct InferencePlane {
+    registry: Arc<Registry>,
+    compute: Arc<Pool<Job>>,
+    loaders: Pool<Load>,
+}
+
+type Loaded = Result<Arc<LoadedModel>, LoadError>;
+type Source = Box<dyn FnOnce() -> Result<Bytes, String> + Send>;
+
+/// What is in memory, and what is on its way.
+#[derive(Default)]
+struct Registry {
+    models: DashMap<ModelKey, Arc<LoadedModel>>,
+    pending: Mutex<HashMap<ModelKey, Pending>>,
+}
+
+struct Pending {
+    id: u64,
+    outcome: Shared<BoxFuture<'static, Loaded>>,
+}
+
+/// A load on its way to a loader thread. However it ends, its entry among the pending ones goes with it.
+struct Load {
+    place: Option<Place>,
+    source: Source,
+    compute: Arc<Pool<Job>>,
+    reply: oneshot::Sender<Loaded>,
+}
+
+struct Place {
+    key: ModelKey,
+    id: u64,
+    registry: Weak<Registry>,
+}
+
+impl InferencePlane {
+    /// Starts the threads.
+    pub fn start(config: Config) -> io::Result<Arc<Self>> {
+        contain::install_hook();
+        let compute =
+            Pool::start("sandpiper-infer", config.threads, config.queue_capacity, Job::work)?;
+        let loaders = LOADERS_MAX.min(config.threads);
+        let loaders = Pool::start("sandpiper-load", loaders, LOADS_WAITING_MAX, Load::work)?;
+        let registry = Arc::default();
+        Ok(Arc::new(InferencePlane { registry, compute: Arc::new(compute), loaders }))
+    }
+
+    /// The model of this key, from memory or else from `bytes`, which is called on a loader thread and only when
+    /// no other caller is loading the same key. A caller that goes away does not stop the load.
+    pub async fn load(
+        &self,
+        key: &ModelKey,
+        bytes: impl FnOnce() -> Result<Bytes, String> + Send + 'static,
+    ) -> Result<Arc<LoadedModel>, LoadError> {
+        match self.loaded(key) {
+            Some(model) => Ok(model),
+            None => self.join_load(key, Box::new(bytes)).await,
+        }
+    }
+
+    /// Parses and optimises `bytes` on a loader thread without registering the model: for uploads, whose version
+    /// does not exist yet. See [`InferencePlane::register`].
+    pub async fn inspect(&self, bytes: Bytes) -> Result<Arc<LoadedModel>, LoadError> {
+        let (reply, outcome) = oneshot::channel();
+        let (source, compute) = (Box::new(|| Ok(bytes)), self.compute.clone());
+        let load = Load { place: None, source, compute, reply };
+        self.loaders.push(load).map_err(|_| LoadError::Saturated)?;
+        outcome.await.unwrap_or(Err(LoadError::Panicked))
+    }
+
+    /// Makes an inspected model the one of `key`, so that its first use need not load it again.
+    pub fn register(&self, key: ModelKey, model: Arc<LoadedModel>) {
+        self.registry.models.insert(key, model);
+    }
+
+    /// The model of this key if it is in memory.
+    pub fn loaded(&self, key: &ModelKey) -> Option<Arc<LoadedModel>> {
+        self.registry.models.get(key).map(|model| model.clone())
+    }
+
+    /// Forgets a model. Calls that hold it still end well; a load under way is not kept.
+    pub fn unload(&self, key: &ModelKey) {
+        self.registry.pending().remove(key);
+        self.registry.models.remove(key);
+    }
+
+    /// Forgets every model whose key `keep` refuses.
+    pub fn retain(&self, keep: impl Fn(&ModelKey) -> bool) {
+        self.registry.pending().retain(|key, _| keep(key));
+        self.registry.models.retain(|key, _| keep(key));
+    }
+
+    /// Calls that wait for a compute thread.
+    pub fn queue_depth(&self) -> usize {
+        self.compute.depth()
+    }
+
+    /// Models in memory.
+    pub fn model_count(&self) -> usize {
+        self.registry.models.len()
+    }
+
+    fn join_load(&self, key: &ModelKey, source: Source) -> Shared<BoxFuture<'static, Loaded>> {
+        let mut pending = self.registry.pending();
+        if let Some(model) = self.loaded(key) {
+            return ready(Ok(model));
+        }
+        if let Some(load) = pending.get(key) {
+            return load.outcome.clone();
+        }
+        let (reply, outcome) = oneshot::channel();
+        let id = next_id();
+        let place = Place { key: key.clone(), id, registry: Arc::downgrade(&self.registry) };
+        let load = Load { place: Some(place), source, compute: self.compute.clone(), reply };
+        let outcome = async move { outcome.await.unwrap_or(Err(LoadError::Panicked)) };
+        let outcome = outcome.boxed().shared();
+        pending.insert(key.clone(), Pending { id, outcome: outcome.clone() });
+        // Dropping a refused load takes the same lock, to remove its entry.
+        drop(pending);
+        if let Err(refused) = self.loaders.push(load) {
+            let _ = refused.reply.send(Err(LoadError::Saturated));
+        }
+        outcome
+    }
+}
+
+fn ready(outcome: Loaded) -> Shared<BoxFuture<'static, Loaded>> {
+    futures::future::ready(outcome).boxed().shared()
+}
+
+fn next_id() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Registry {
+    fn pending(&self) -> MutexGuard<'_, HashMap<ModelKey, Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Load {
+    fn work(self) {
+        let Load { place, source, compute, reply } = self;
+        if place.is_none() && reply.is_closed() {
+            return;
+        }
+        // A panic of `source` is our own fault: the hook prints it, and the callers are told all the same.
+        let outcome = catch_unwind(AssertUnwindSafe(|| prepare(source, compute)))
+            .unwrap_or(Err(LoadError::Panicked));
+        if let (Some(place), Ok(model)) = (&place, &outcome) {
+            place.keep(model);
+        }
+        drop(place);
+        let _ = reply.send(outcome);
+    }
+}
+
+fn prepare(source: Source, compute: Arc<Pool<Job>>) -> Loaded {
+    let bytes = source().map_err(LoadError::Bytes)?;
+    let begun = Instant::now();
+    let program: Arc<dyn Program> = tract::load(&bytes)?;
+    Ok(Arc::new(LoadedModel::new(program, compute, begun.elapsed())))
+}
+
+impl Place {
+    /// Registers the model unless it was unloaded while it was being loaded.
+    fn keep(&self, model: &Arc<LoadedModel>) {
+        let Some(registry) = self.registry.upgrade() else { return };
+        let pending = registry.pending();
+        if pending.get(&self.key).is_some_and(|load| load.id == self.id) {
+            registry.models.insert(self.key.clone(), model.clone());
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(registry) = self.registry.upgrade() else { return };
+        let mut pending = registry.pending();
+        if pending.get(&self.key).is_some_and(|load| load.id == self.id) {
+            pending.remove(&self.key);
+        }
+    }
+}

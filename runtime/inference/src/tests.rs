@@ -1,0 +1,5 @@
+//! The plane as its callers see it.
+
+mod hostile;
+mod models;
+mod plane;

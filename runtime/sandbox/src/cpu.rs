@@ -1,0 +1,88 @@
+//! CPU time of a guest: the thread's CPU clock while the guest's future is polled, and nothing else.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The CPU time that the calling thread has used so far.
+fn thread_cpu_ns() -> u64 {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Counts the CPU time of one invocation. Only the thread that polls writes it; the epoch callback, which runs
+/// inside that poll, reads it.
+#[derive(Debug, Default)]
+pub(crate) struct CpuMeter {
+    used_ns: AtomicU64,
+    /// The thread's CPU clock when the running poll began; 0 between polls.
+    poll_began_ns: AtomicU64,
+}
+
+impl CpuMeter {
+    /// The CPU time so far, including that of a poll which is running on this thread.
+    pub(crate) fn used(&self) -> Duration {
+        let running = match self.poll_began_ns.load(Relaxed) {
+            0 => 0,
+            began => thread_cpu_ns().saturating_sub(began),
+        };
+        Duration::from_nanos(self.used_ns.load(Relaxed) + running)
+    }
+}
+
+/// Polls a future and charges the polls' CPU time to a meter.
+pub(crate) struct Metered<F> {
+    meter: Arc<CpuMeter>,
+    future: Pin<Box<F>>,
+}
+
+impl<F: Future> Metered<F> {
+    pub(crate) fn new(meter: Arc<CpuMeter>, future: F) -> Self {
+        Metered { meter, future: Box::pin(future) }
+    }
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let began = thread_cpu_ns().max(1);
+        self.meter.poll_began_ns.store(began, Relaxed);
+        let outcome = self.future.as_mut().poll(context);
+        let spent = thread_cpu_ns().saturating_sub(began);
+        self.meter.used_ns.fetch_add(spent, Relaxed);
+        self.meter.poll_began_ns.store(0, Relaxed);
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waiting_costs_nothing_and_work_is_counted() {
+        let meter = Arc::new(CpuMeter::default());
+        Metered::new(meter.clone(), tokio::time::sleep(Duration::from_millis(30))).await;
+        let waited = meter.used();
+        let work = async {
+            let began = thread_cpu_ns();
+            while thread_cpu_ns() - began < 20_000_000 {
+                std::hint::black_box(0);
+            }
+        };
+        Metered::new(meter.clone(), work).await;
+        let worked = meter.used() - waited;
+        assert!(worked >= Duration::from_millis(20), "{worked:?}");
+        assert!(waited < worked, "{waited:?} of CPU time for waiting");
+    }
+}

@@ -1,0 +1,298 @@
+//! `wasi:nn@0.2.0-rc-2024-10-28`: graphs are found by name through the [`ModelSource`] port, and `compute` waits for the
+//! inference plane without holding a thread.
+//!
+//! 1. A tensor is checked where it is made. The constructor cannot fail, so one that does not add up stays invalid, and
+//!    `compute` says why; one beyond the sandbox's budget of tensor bytes traps.
+//! 2. `compute` consumes its inputs, fits them to the model's types, and queues the call with the request's deadline.
+//! 3. Outputs become tensors of the sandbox, under the same budget. What the interface has no type for is widened.
+
+// The generated interfaces re-export the resources' types, so these must be `pub` though no one outside sees them.
+#![allow(unreachable_pub)]
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use sandpiper_domain::{
+    DataType, InferenceError, InferenceRequest, Model, ModelScope, ModelSource, NamedTensor,
+    Tensor, TensorError, Usage,
+};
+use wasmtime::{
+    Result,
+    component::{HasData, Resource, ResourceTable},
+};
+
+use super::nn_types;
+use crate::limits::Limiter;
+
+pub(crate) use bindings::Ml;
+use bindings::wasi::nn::{
+    errors::{self, ErrorCode},
+    graph, inference, tensor,
+};
+
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../../guest-sdk/wit",
+        world: "ml",
+        imports: {
+            "wasi:nn/inference.[method]graph-execution-context.compute": async | trappable,
+            "wasi:nn/graph.load-by-name": async | trappable,
+            default: trappable,
+        },
+        with: {
+            "wasi:nn/tensor.tensor": super::HostTensor,
+            "wasi:nn/graph.graph": super::HostGraph,
+            "wasi:nn/inference.graph-execution-context": super::HostContext,
+            "wasi:nn/errors.error": super::HostError,
+        },
+    });
+}
+pub(crate) use bindings::wasi::nn::tensor::TensorType;
+
+/// The resource behind `tensor`.
+pub struct HostTensor {
+    dimensions: Vec<u32>,
+    ty: TensorType,
+    data: Bytes,
+    checked: std::result::Result<Tensor, TensorError>,
+}
+
+/// The resource behind `graph`.
+pub struct HostGraph(Arc<dyn Model>);
+
+/// The resource behind `graph-execution-context`.
+pub struct HostContext(Arc<dyn Model>);
+
+/// The resource behind `error`.
+pub struct HostError {
+    code: ErrorCode,
+    text: String,
+}
+
+impl From<InferenceError> for HostError {
+    fn from(error: InferenceError) -> Self {
+        let code = match &error {
+            InferenceError::InvalidArgument(_) => ErrorCode::InvalidArgument,
+            InferenceError::NotFound => ErrorCode::NotFound,
+            InferenceError::Unsupported(_) => ErrorCode::UnsupportedOperation,
+            InferenceError::TooLarge(_) => ErrorCode::TooLarge,
+            InferenceError::Timeout => ErrorCode::Timeout,
+            // The interface has no code of its own for a full queue; guests that retry look for this one.
+            InferenceError::Saturated => ErrorCode::Timeout,
+            InferenceError::Runtime(_) => ErrorCode::RuntimeError,
+        };
+        HostError { code, text: error.to_string() }
+    }
+}
+
+/// The part of a store's data that this interface works on.
+pub(crate) struct NnView<'a> {
+    pub(crate) table: &'a mut ResourceTable,
+    pub(crate) limiter: &'a mut Limiter,
+    pub(crate) usage: &'a mut Usage,
+    pub(crate) scope: &'a Arc<ModelScope>,
+    pub(crate) models: &'a Arc<dyn ModelSource>,
+    pub(crate) deadline: Instant,
+}
+
+/// Names [`NnView`] as the data of the generated interfaces.
+pub(crate) struct Nn;
+
+impl HasData for Nn {
+    type Data<'a> = NnView<'a>;
+}
+
+type Answer<T> = Result<std::result::Result<T, Resource<HostError>>>;
+
+impl NnView<'_> {
+    fn refuse<T>(&mut self, error: InferenceError) -> Answer<T> {
+        Ok(Err(self.table.push(HostError::from(error))?))
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<()> {
+        if self.limiter.take_tensor_bytes(bytes) {
+            return Ok(());
+        }
+        Err(wasmtime::Error::msg("the sandbox holds more tensor bytes than its limit"))
+    }
+
+    /// Takes the inputs out of the table, all of them, so that a call that fails consumes them too.
+    fn take_inputs(
+        &mut self,
+        inputs: Vec<(String, Resource<HostTensor>)>,
+        model: &dyn Model,
+    ) -> Result<std::result::Result<Vec<NamedTensor>, InferenceError>> {
+        let mut taken = Ok(Vec::with_capacity(inputs.len()));
+        for (name, resource) in inputs {
+            let tensor = self.table.delete(resource)?;
+            self.limiter.give_tensor_bytes(tensor.data.len());
+            let Ok(all) = &mut taken else { continue };
+            let fitted = tensor
+                .checked
+                .map_err(|error| InferenceError::InvalidArgument(error.to_string()))
+                .and_then(|tensor| nn_types::fit_input(tensor, &name, model.signature()));
+            match fitted {
+                Ok(tensor) => all.push(NamedTensor { name, tensor }),
+                Err(error) => taken = Err(error),
+            }
+        }
+        Ok(taken)
+    }
+
+    fn give_outputs(
+        &mut self,
+        outputs: Vec<NamedTensor>,
+    ) -> Answer<Vec<(String, Resource<HostTensor>)>> {
+        let mut given = Vec::with_capacity(outputs.len());
+        for NamedTensor { name, tensor } in outputs {
+            let (ty, tensor) = match nn_types::widen_output(tensor) {
+                Ok(widened) => widened,
+                Err(error) => return self.refuse(error),
+            };
+            let data = tensor.data().clone();
+            self.charge(data.len())?;
+            let dimensions = tensor.shape().iter().map(|dim| *dim as u32).collect();
+            given.push((
+                name,
+                self.table.push(HostTensor { dimensions, ty, data, checked: Ok(tensor) })?,
+            ));
+        }
+        Ok(Ok(given))
+    }
+}
+
+impl errors::Host for NnView<'_> {}
+
+impl errors::HostError for NnView<'_> {
+    fn code(&mut self, error: Resource<HostError>) -> Result<ErrorCode> {
+        Ok(self.table.get(&error)?.code)
+    }
+
+    fn data(&mut self, error: Resource<HostError>) -> Result<String> {
+        Ok(self.table.get(&error)?.text.clone())
+    }
+
+    fn drop(&mut self, error: Resource<HostError>) -> Result<()> {
+        self.table.delete(error)?;
+        Ok(())
+    }
+}
+
+impl tensor::Host for NnView<'_> {}
+
+impl tensor::HostTensor for NnView<'_> {
+    fn new(
+        &mut self,
+        dimensions: Vec<u32>,
+        ty: TensorType,
+        data: Vec<u8>,
+    ) -> Result<Resource<HostTensor>> {
+        self.charge(data.len())?;
+        let data = Bytes::from(data);
+        let shape: Vec<u64> = dimensions.iter().map(|dim| u64::from(*dim)).collect();
+        let checked = Tensor::new(nn_types::datatype(ty), &shape, data.clone());
+        Ok(self.table.push(HostTensor { dimensions, ty, data, checked })?)
+    }
+
+    fn dimensions(&mut self, tensor: Resource<HostTensor>) -> Result<Vec<u32>> {
+        Ok(self.table.get(&tensor)?.dimensions.clone())
+    }
+
+    fn ty(&mut self, tensor: Resource<HostTensor>) -> Result<TensorType> {
+        Ok(self.table.get(&tensor)?.ty)
+    }
+
+    fn data(&mut self, tensor: Resource<HostTensor>) -> Result<Vec<u8>> {
+        Ok(self.table.get(&tensor)?.data.to_vec())
+    }
+
+    fn drop(&mut self, tensor: Resource<HostTensor>) -> Result<()> {
+        let tensor = self.table.delete(tensor)?;
+        self.limiter.give_tensor_bytes(tensor.data.len());
+        Ok(())
+    }
+}
+
+impl graph::Host for NnView<'_> {
+    fn load(
+        &mut self,
+        _builder: Vec<Vec<u8>>,
+        _encoding: graph::GraphEncoding,
+        _target: graph::ExecutionTarget,
+    ) -> Answer<Resource<HostGraph>> {
+        self.refuse(InferenceError::Unsupported(
+            "a function cannot bring a model of its own; upload it and use load-by-name".to_owned(),
+        ))
+    }
+
+    async fn load_by_name(&mut self, name: String) -> Answer<Resource<HostGraph>> {
+        match self.models.open(self.scope, &name).await {
+            Ok(model) => Ok(Ok(self.table.push(HostGraph(model))?)),
+            Err(error) => self.refuse(error),
+        }
+    }
+}
+
+impl graph::HostGraph for NnView<'_> {
+    fn init_execution_context(
+        &mut self,
+        graph: Resource<HostGraph>,
+    ) -> Answer<Resource<HostContext>> {
+        let model = self.table.get(&graph)?.0.clone();
+        Ok(Ok(self.table.push(HostContext(model))?))
+    }
+
+    fn drop(&mut self, graph: Resource<HostGraph>) -> Result<()> {
+        self.table.delete(graph)?;
+        Ok(())
+    }
+}
+
+impl inference::Host for NnView<'_> {}
+
+impl inference::HostGraphExecutionContext for NnView<'_> {
+    async fn compute(
+        &mut self,
+        context: Resource<HostContext>,
+        inputs: Vec<(String, Resource<HostTensor>)>,
+    ) -> Answer<Vec<(String, Resource<HostTensor>)>> {
+        let model = self.table.get(&context)?.0.clone();
+        let inputs = match self.take_inputs(inputs, &*model)? {
+            Ok(inputs) => inputs,
+            Err(error) => return self.refuse(error),
+        };
+        let request = InferenceRequest {
+            tenant: self.scope.tenant.clone(),
+            deadline: Some(self.deadline),
+            inputs,
+        };
+        match model.infer(request).await {
+            Ok(output) => {
+                self.usage.inference_queued += output.queued;
+                self.usage.inference += output.computed;
+                self.give_outputs(output.outputs)
+            }
+            Err(error) => self.refuse(error),
+        }
+    }
+
+    fn drop(&mut self, context: Resource<HostContext>) -> Result<()> {
+        self.table.delete(context)?;
+        Ok(())
+    }
+}
+
+/// Kept beside the types it maps, so that a new type cannot be forgotten.
+pub(crate) fn wit_type(datatype: DataType) -> Option<TensorType> {
+    Some(match datatype {
+        DataType::F16 => TensorType::Fp16,
+        DataType::BF16 => TensorType::Bf16,
+        DataType::F32 => TensorType::Fp32,
+        DataType::F64 => TensorType::Fp64,
+        DataType::U8 => TensorType::U8,
+        DataType::I32 => TensorType::I32,
+        DataType::I64 => TensorType::I64,
+        _ => return None,
+    })
+}

@@ -1,0 +1,91 @@
+//! What belongs to one sandbox: the data of its store.
+
+use std::{sync::Arc, time::Instant};
+
+use sandpiper_domain::{Grant, ModelSource, Usage};
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::{
+    cpu::CpuMeter,
+    host::{http::NoEgress, log::Printer, nn::NnView},
+    limits::{FIELDS_BYTES_MAX, Limiter, RANDOM_BYTES_MAX, RESOURCES_MAX},
+    log::{InvocationLog, LogStream},
+};
+
+/// The data of one store. It lives as long as the invocation and is never reused.
+pub(crate) struct State {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    egress: NoEgress,
+    pub(crate) limiter: Limiter,
+    pub(crate) cpu: Arc<CpuMeter>,
+    pub(crate) usage: Usage,
+    pub(crate) grant: Arc<Grant>,
+    models: Arc<dyn ModelSource>,
+    deadline: Instant,
+}
+
+impl State {
+    pub(crate) fn new(
+        grant: Arc<Grant>,
+        models: Arc<dyn ModelSource>,
+        cpu: Arc<CpuMeter>,
+        log: Arc<InvocationLog>,
+        deadline: Instant,
+    ) -> Self {
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(Printer::new(log.clone(), LogStream::Stdout));
+        wasi.stderr(Printer::new(log, LogStream::Stderr));
+        wasi.max_random_size(RANDOM_BYTES_MAX).allow_tcp(false).allow_udp(false);
+        for (name, value) in grant.env.iter() {
+            wasi.env(name, value);
+        }
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS_BYTES_MAX);
+        State {
+            table,
+            wasi: wasi.build(),
+            http,
+            egress: NoEgress,
+            limiter: Limiter::new(&grant.sandbox),
+            cpu,
+            usage: Usage::default(),
+            grant,
+            models,
+            deadline,
+        }
+    }
+
+    pub(crate) fn nn(&mut self) -> NnView<'_> {
+        NnView {
+            table: &mut self.table,
+            limiter: &mut self.limiter,
+            usage: &mut self.usage,
+            scope: &self.grant.models,
+            models: &self.models,
+            deadline: self.deadline,
+        }
+    }
+
+    /// What the invocation has cost so far.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage { memory_bytes_max: self.limiter.memory_bytes_peak(), ..self.usage }
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.egress }
+    }
+}

@@ -1,0 +1,159 @@
+//! The control plane's REST under `/api/v1`, and the node's health and metrics. One file for each resource; every
+//! handler turns a request into one call of the catalog and the answer into JSON.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, State},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, header};
+use hyper::body::Incoming;
+
+mod auth;
+mod deployments;
+mod functions;
+mod keys;
+mod logs;
+mod models;
+mod tenants;
+mod upload;
+mod versions;
+
+pub(crate) use deployments::Deployments;
+
+use crate::{
+    app::App,
+    edge::{EdgeBody, request_id},
+    respond::{Problem, REQUEST_ID},
+};
+use auth::Caller;
+
+type Reply = Result<Response, Problem>;
+
+/// Every route but those under `/fn/`.
+pub(crate) fn routes(app: Arc<App>) -> Router {
+    let tenants = Router::new()
+        .route("/tenants", get(tenants::list).post(tenants::create))
+        .route("/tenants/{tenant}", get(tenants::show).delete(tenants::delete))
+        .route("/tenants/{tenant}/keys", get(keys::list).post(keys::create))
+        .route("/tenants/{tenant}/keys/{id}", get(keys::show).delete(keys::delete))
+        .route("/whoami", get(keys::whoami));
+    let functions = Router::new()
+        .route("/functions", get(functions::list))
+        .route(
+            "/functions/{name}",
+            get(functions::show).put(functions::put).delete(functions::delete),
+        )
+        .route("/functions/{name}/versions", get(functions::versions))
+        .route(
+            "/functions/{name}/versions/{version}",
+            get(functions::version).delete(functions::delete_version),
+        )
+        .route(
+            "/functions/{name}/aliases/{alias}",
+            put(functions::set_alias).delete(functions::delete_alias),
+        )
+        .route("/functions/{name}/aliases/{alias}/rollback", post(functions::roll_back))
+        .route("/functions/{name}/logs", get(logs::show));
+    let models = Router::new()
+        .route("/models", get(models::list))
+        .route("/models/{name}", get(models::show).put(models::put).delete(models::delete))
+        .route("/models/{name}/grants", put(models::grant))
+        .route("/models/{name}/versions", get(models::versions))
+        .route(
+            "/models/{name}/versions/{version}",
+            get(models::version).merge(delete(models::delete_version)),
+        )
+        .route(
+            "/models/{name}/aliases/{alias}",
+            put(models::set_alias).delete(models::delete_alias),
+        )
+        .route("/models/{name}/aliases/{alias}/rollback", post(models::roll_back));
+    Router::new()
+        .nest("/api/v1", tenants.merge(functions).merge(models))
+        .route("/livez", get(async || axum::Json(serde_json::json!({ "status": "live" }))))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(async || Problem::not_found())
+        .method_not_allowed_fallback(async || {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this address does not answer to that method",
+            )
+        })
+        // Every handler that reads a body sets a limit of its own.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app)
+}
+
+/// Answers a request that is for no function.
+pub(crate) async fn answer(
+    mut routes: Router,
+    request: Request<Incoming>,
+) -> http::Response<EdgeBody> {
+    let id = request_id(&request);
+    let response = match tower::Service::call(&mut routes, request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let mut response = match problem_of(&response) {
+        Some(problem) => problem.into_response(&id),
+        None => response.map(EdgeBody::Api),
+    };
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// Handlers answer with a problem; what axum itself refuses becomes one too, so that all errors look alike.
+fn problem_of(response: &Response) -> Option<Problem> {
+    if let Some(problem) = response.extensions().get::<Problem>() {
+        return Some(problem.clone());
+    }
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return None;
+    }
+    // The only answers with an error status that are no problems are our own JSON ones.
+    let is_json =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    (!is_json).then(|| Problem::new(status, "bad_request", "the request could not be understood"))
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    let (status, text) = match app.is_draining() {
+        false => (StatusCode::OK, "ready"),
+        true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    (status, axum::Json(serde_json::json!({ "status": text }))).into_response()
+}
+
+async fn metrics(State(app): State<Arc<App>>, caller: Caller) -> Reply {
+    caller.must_be_operator()?;
+    Ok(metrics_response(&app).map(axum::body::Body::new))
+}
+
+/// The metrics in Prometheus' text format, version 0.0.4.
+pub(crate) fn metrics_response(app: &App) -> http::Response<EdgeBody> {
+    metrics::gauge!("sandpiper_sandboxes").set(app.sandboxes.alive() as f64);
+    metrics::gauge!("sandpiper_inference_queue_depth").set(app.inference.queue_depth() as f64);
+    metrics::gauge!("sandpiper_models_loaded").set(app.inference.model_count() as f64);
+    let mut response = http::Response::new(EdgeBody::full(Bytes::from(app.metrics.render())));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

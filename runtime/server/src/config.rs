@@ -1,0 +1,139 @@
+//! Settings: flags, environment and file, read here and nowhere else, and checked before anything starts.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use anyhow::Context;
+use serde::Deserialize;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the command line says.
+pub struct ServeOptions {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The folder of everything that lasts.
+    pub data: PathBuf,
+    /// A settings file.
+    pub config: Option<PathBuf>,
+    /// A folder of policies, instead of those compiled in.
+    pub policies: Option<PathBuf>,
+    /// A second listener, for metrics without a key.
+    pub metrics_listen: Option<SocketAddr>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Called with the bound address once requests are answered.
+    pub on_ready: Option<Box<dyn FnOnce(SocketAddr) + Send>>,
+}
+
+/// The settings file. An unknown key is an error.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FileSettings {
+    /// Proxies whose `x-forwarded-*` headers are believed.
+    pub(crate) trusted_proxies: Vec<IpAddr>,
+    /// Compute threads; 0 is one for each core.
+    pub(crate) inference_threads: usize,
+    /// Calls of models that may wait.
+    pub(crate) inference_queue: usize,
+    /// Sandboxes alive at once.
+    pub(crate) sandboxes_max: u32,
+    /// Connections open at once.
+    pub(crate) connections_max: usize,
+    /// Uploads worked on at once.
+    pub(crate) uploads_max: usize,
+    /// How long running requests are waited for at the end, in milliseconds.
+    pub(crate) drain_ms: u64,
+    /// A log line for each invocation.
+    pub(crate) access_log: bool,
+}
+
+impl Default for FileSettings {
+    fn default() -> Self {
+        FileSettings {
+            trusted_proxies: Vec::new(),
+            inference_threads: 0,
+            inference_queue: 1024,
+            sandboxes_max: 1000,
+            connections_max: 10_000,
+            uploads_max: 4,
+            drain_ms: 30_000,
+            access_log: false,
+        }
+    }
+}
+
+/// Everything that was settled before the start.
+pub(crate) struct Settings {
+    pub(crate) data: PathBuf,
+    pub(crate) policies: Option<PathBuf>,
+    /// The operator's key, when the environment brings one.
+    pub(crate) operator_key: Option<String>,
+    /// What is logged, in the syntax of `tracing`'s filters.
+    pub(crate) log_filter: String,
+    pub(crate) file: FileSettings,
+}
+
+impl Settings {
+    pub(crate) fn load(options: &ServeOptions) -> anyhow::Result<Self> {
+        let file = match &options.config {
+            None => FileSettings::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("read the settings file {}", path.display()))?;
+                toml::from_str(&text)
+                    .with_context(|| format!("the settings file {} is refused", path.display()))?
+            }
+        };
+        file.check()?;
+        Ok(Settings {
+            data: options.data.clone(),
+            policies: options.policies.clone(),
+            operator_key: environment("SANDPIPER_OPERATOR_KEY"),
+            log_filter: environment("SANDPIPER_LOG").unwrap_or_else(|| "info".to_owned()),
+            file,
+        })
+    }
+}
+
+impl FileSettings {
+    fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            (1..=20_000).contains(&self.sandboxes_max),
+            "sandboxes_max must be from 1 to 20000"
+        );
+        anyhow::ensure!(self.inference_queue > 0, "inference_queue must be at least 1");
+        anyhow::ensure!(self.connections_max > 0, "connections_max must be at least 1");
+        anyhow::ensure!(self.uploads_max > 0, "uploads_max must be at least 1");
+        Ok(())
+    }
+}
+
+#[allow(clippy::disallowed_methods)]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_setting_is_refused_and_a_known_one_is_read() {
+        assert!(toml::from_str::<FileSettings>("sandboxs_max = 1").is_err());
+        let file: FileSettings =
+            toml::from_str("sandboxes_max = 7\ntrusted_proxies = [\"10.0.0.1\"]").unwrap();
+        assert_eq!((file.sandboxes_max, file.trusted_proxies.len()), (7, 1));
+        assert!(FileSettings { sandboxes_max: 0, ..file }.check().is_err());
+    }
+}

@@ -1,0 +1,132 @@
+//! Guards the first bytes of a connection. hyper has a timeout for an HTTP/1.1 head, but none while it still waits
+//! for the bytes that tell HTTP/1.1 from HTTP/2: a client that sends `PRI` and nothing more would stay for ever.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
+
+/// The start of every HTTP/2 connection (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A stream whose protocol must be clear before a deadline.
+pub(crate) struct FirstBytes<S> {
+    stream: S,
+    /// Gone once the protocol is clear.
+    deadline: Option<Pin<Box<Sleep>>>,
+    matched: usize,
+}
+
+impl<S> FirstBytes<S> {
+    pub(crate) fn new(stream: S, timeout: Duration) -> Self {
+        FirstBytes { stream, deadline: Some(Box::pin(tokio::time::sleep(timeout))), matched: 0 }
+    }
+
+    fn see(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if PREFACE.get(self.matched) != Some(byte) {
+                self.deadline = None;
+                return;
+            }
+            self.matched += 1;
+        }
+        if self.matched == PREFACE.len() {
+            self.deadline = None;
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for FirstBytes<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.deadline.is_none() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        match read {
+            Poll::Ready(Ok(())) => {
+                let fresh = buffer.filled()[before..].to_vec();
+                self.see(&fresh);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => match self.deadline.as_mut().map(|d| d.as_mut().poll(context)) {
+                Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                _ => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for FirstBytes<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    async fn reads_on_after(first: &[u8]) -> bool {
+        let (mut client, server) = duplex(64);
+        let mut guarded = FirstBytes::new(server, Duration::from_secs(10));
+        client.write_all(first).await.unwrap();
+        let mut buffer = vec![0; first.len()];
+        guarded.read_exact(&mut buffer).await.unwrap();
+        // The paused clock jumps to the next timer when nothing else can happen.
+        let late = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            client.write_all(b"x").await.unwrap();
+        };
+        let (read, _) = tokio::join!(guarded.read_u8(), late);
+        read.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_unclear_beginning_times_out() {
+        assert!(!reads_on_after(b"").await);
+        assert!(!reads_on_after(b"P").await);
+        assert!(!reads_on_after(&PREFACE[..23]).await);
+        assert!(reads_on_after(PREFACE).await);
+        assert!(reads_on_after(b"PO").await);
+        assert!(reads_on_after(b"G").await);
+    }
+}

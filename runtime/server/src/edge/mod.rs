@@ -1,0 +1,217 @@
+//! Sockets and connections: accept, guard, speak HTTP/1.1 or HTTP/2, drain.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use http::{HeaderValue, Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    signal::unix::{SignalKind, signal},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+mod body;
+mod guard;
+
+pub(crate) use body::EdgeBody;
+
+use crate::{
+    api,
+    app::App,
+    config::ServeOptions,
+    dispatch,
+    respond::{Problem, REQUEST_ID},
+};
+
+/// How long a client may take for its request's head, and for the first bytes that tell its protocol.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADERS_MAX: usize = 100;
+/// The head of an HTTP/1.1 request, and what hyper buffers of a body beyond it.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
+const H2_HEADER_BYTES_MAX: u32 = 16 * 1024;
+const H2_STREAMS_MAX: u32 = 200;
+
+/// Who is at the other end of a connection.
+pub(crate) struct Peer {
+    /// Its `x-forwarded-*` headers are believed.
+    pub(crate) is_trusted: bool,
+    /// Its address, for `x-forwarded-for`.
+    pub(crate) address: HeaderValue,
+}
+
+impl Peer {
+    fn new(address: IpAddr, app: &App) -> Self {
+        let address = address.to_canonical();
+        Peer {
+            is_trusted: app.settings.trusted_proxies.contains(&address),
+            address: HeaderValue::from_str(&address.to_string())
+                .unwrap_or(HeaderValue::from_static("unknown")),
+        }
+    }
+}
+
+/// Serves until told to stop, then drains.
+pub(crate) async fn serve(app: Arc<App>, options: ServeOptions) -> anyhow::Result<()> {
+    let listener = bind(options.listen).await?;
+    let address = listener.local_addr()?;
+    if let Some(metrics) = options.metrics_listen {
+        let listener = bind(metrics).await?;
+        tokio::spawn(serve_metrics(listener, app.clone()));
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(%address, "listening");
+    if let Some(on_ready) = options.on_ready {
+        on_ready(address);
+    }
+    let graceful = GracefulShutdown::new();
+    let server = Server::new(app.clone());
+    let connections = Arc::new(Semaphore::new(app.settings.connections_max));
+    loop {
+        // Taken before the accept: at the limit, new clients wait in the kernel's queue.
+        let permit = connections.clone().acquire_owned().await?;
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => server.connect(stream, peer, permit, &graceful),
+                // Out of file descriptors, or a client that left already: others must still be served.
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            },
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    app.drain();
+    drop(listener);
+    let drain = Duration::from_millis(app.settings.drain_ms);
+    tracing::info!(connections = graceful.count(), "draining");
+    tokio::select! {
+        _ = graceful.shutdown() => tracing::info!("drained"),
+        _ = tokio::time::sleep(drain) => tracing::warn!("requests were still running at the end of the drain"),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; is another server running there? choose another with --listen")
+    })
+}
+
+struct Server {
+    app: Arc<App>,
+    routes: axum::Router,
+    http: auto::Builder<TokioExecutor>,
+}
+
+impl Server {
+    fn new(app: Arc<App>) -> Self {
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(HEADERS_MAX)
+            .max_buf_size(BUFFER_BYTES_MAX);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(H2_HEADER_BYTES_MAX)
+            .max_concurrent_streams(H2_STREAMS_MAX)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let routes = api::routes(app.clone());
+        Server { app, routes, http }
+    }
+
+    fn connect(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        permit: OwnedSemaphorePermit,
+        graceful: &GracefulShutdown,
+    ) {
+        let _ = stream.set_nodelay(true);
+        let (app, routes) = (self.app.clone(), self.routes.clone());
+        let peer = Arc::new(Peer::new(peer.ip(), &app));
+        let service =
+            service_fn(move |request| answer(app.clone(), routes.clone(), peer.clone(), request));
+        let io = TokioIo::new(guard::FirstBytes::new(stream, HEAD_TIMEOUT));
+        let connection = self.http.serve_connection(io, service).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Functions are answered without a router in between; everything else goes to the control plane's routes.
+async fn answer(
+    app: Arc<App>,
+    routes: axum::Router,
+    peer: Arc<Peer>,
+    request: Request<Incoming>,
+) -> Result<Response<EdgeBody>, Infallible> {
+    if request.uri().path().starts_with(dispatch::PREFIX) {
+        return Ok(dispatch::answer(&app, &peer, request).await);
+    }
+    Ok(api::answer(routes, request).await)
+}
+
+/// The id that the client gave, if it can be a header and a log field without harm, or a new one.
+pub(crate) fn request_id(request: &Request<Incoming>) -> Arc<str> {
+    let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let is_fit = |id: &&str| {
+        (1..=64).contains(&id.len())
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    match given.filter(is_fit) {
+        Some(id) => id.into(),
+        None => format!("{:032x}", rand::random::<u128>()).into(),
+    }
+}
+
+/// Metrics for a scraper inside the operator's network, without a key.
+async fn serve_metrics(listener: TcpListener, app: Arc<App>) {
+    let scrapes = Arc::new(Semaphore::new(16));
+    loop {
+        let Ok(permit) = scrapes.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        let app = app.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let service = service_fn(move |request: Request<Incoming>| {
+                let app = app.clone();
+                async move {
+                    let response = match request.uri().path() {
+                        "/metrics" => api::metrics_response(&app),
+                        _ => Problem::not_found().into_response(&request_id(&request)),
+                    };
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let io = TokioIo::new(guard::FirstBytes::new(stream, HEAD_TIMEOUT));
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            let _ = http.serve_connection(io, service).await;
+        });
+    }
+}

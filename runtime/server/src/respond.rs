@@ -1,0 +1,235 @@
+//! Errors as clients see them: one shape, one place where causes become HTTP status.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use sandpiper_control::{CatalogError, KeyError};
+use sandpiper_domain::{Fault, Scope};
+use sandpiper_inference::LoadError;
+use sandpiper_sandbox::{CodeError, UploadError};
+
+use crate::{admission::Refusal, edge::EdgeBody};
+
+/// Tells a platform's error from a function's own response with the same status.
+pub(crate) const ERROR_HEADER: HeaderName = HeaderName::from_static("x-sandpiper-error");
+/// Carries the id of a request, both ways.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An error on its way to a client. Its text never holds a path, a pointer, another tenant's name or tensor values.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+    retry_after_s: Option<u32>,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Problem { status, code, message: message.into(), hint: None, retry_after_s: None }
+    }
+
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Problem { hint: Some(hint.into()), ..self }
+    }
+
+    fn retry_after(self, seconds: u32) -> Self {
+        Problem { retry_after_s: Some(seconds), ..self }
+    }
+
+    /// The one answer for what is not there, is somebody else's, or is private.
+    pub(crate) fn not_found() -> Self {
+        Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing here under that name")
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    pub(crate) fn invalid_name(error: impl std::fmt::Display) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_name", error.to_string())
+    }
+
+    pub(crate) fn no_key() -> Self {
+        Problem::new(StatusCode::UNAUTHORIZED, "unauthenticated", "a key is needed")
+            .hint("send the header `Authorization: Bearer <key>`")
+    }
+
+    pub(crate) fn missing_scope(scope: Scope) -> Self {
+        let message = format!("this key does not have the scope `{scope}`");
+        Problem::new(StatusCode::FORBIDDEN, "missing_scope", message)
+            .hint(format!("use a key with the scope `{scope}`, or make one"))
+    }
+
+    pub(crate) fn too_large(what: &str, limit_mib: u64) -> Self {
+        let message = format!("the {what} is larger than the limit of {limit_mib} MiB");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    }
+
+    pub(crate) fn busy(code: &'static str, message: &str) -> Self {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after(1)
+    }
+
+    /// For failures whose cause is in the log and none of the client's business.
+    pub(crate) fn internal(error: impl std::fmt::Debug) -> Self {
+        tracing::error!(?error, "a request failed");
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the server failed on this request",
+        )
+        .hint("the operator finds the cause in the log, under the request's id")
+    }
+
+    /// The error's body, without the request's id.
+    pub(crate) fn to_json(&self, request_id: Option<&str>) -> serde_json::Value {
+        let mut error = serde_json::json!({ "code": self.code, "message": self.message });
+        if let Some(hint) = &self.hint {
+            error["hint"] = hint.as_str().into();
+        }
+        if let Some(id) = request_id {
+            error["request_id"] = id.into();
+        }
+        serde_json::json!({ "error": error })
+    }
+
+    pub(crate) fn into_response(self, request_id: &str) -> Response<EdgeBody> {
+        let body = Bytes::from(self.to_json(Some(request_id)).to_string());
+        let mut response = Response::new(EdgeBody::full(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ERROR_HEADER, HeaderValue::from_static(self.code));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        let (status, hint) = match fault {
+            Fault::CpuExceeded { .. } => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "do less work per request, or raise limits.cpu_ms as far as your tier allows",
+            ),
+            Fault::WallExceeded { .. } => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "see the function's log for what it waited for; limits.wall_ms sets the limit",
+            ),
+            Fault::MemoryExceeded { .. } => (
+                StatusCode::BAD_GATEWAY,
+                "use less memory, or raise the limits of the manifest as far as your tier allows",
+            ),
+            Fault::Trap { .. } => (StatusCode::BAD_GATEWAY, "see the function's log"),
+            Fault::NoResponse => (
+                StatusCode::BAD_GATEWAY,
+                "the handler must set a response before it returns; see the function's log",
+            ),
+            Fault::Saturated => return Problem::busy("node_saturated", &fault.to_string()),
+        };
+        Problem::new(status, fault.code(), fault.to_string()).hint(hint)
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let (code, message) = match refusal {
+            Refusal::Rate => ("rate_limited", "the tenant sends requests faster than its limit"),
+            Refusal::QueueFull => {
+                ("queue_full", "as many requests run and wait as the tenant's limits allow")
+            }
+            Refusal::Waited => ("queue_timeout", "the request waited too long for its turn"),
+        };
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, code, message).retry_after(1)
+    }
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        let code = match error {
+            KeyError::Malformed => "key_malformed",
+            KeyError::Unknown => "key_unknown",
+            KeyError::Expired => "key_expired",
+        };
+        Problem::new(StatusCode::UNAUTHORIZED, code, error.to_string())
+    }
+}
+
+impl From<CatalogError> for Problem {
+    fn from(error: CatalogError) -> Self {
+        let (status, code) = match &error {
+            CatalogError::NotFound { .. } => return Problem::not_found(),
+            CatalogError::Store(_) => return Problem::internal(error),
+            CatalogError::AlreadyExists { .. } => (StatusCode::CONFLICT, "already_exists"),
+            CatalogError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+            CatalogError::Conflict => (StatusCode::CONFLICT, "conflict"),
+            CatalogError::LimitReached { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit_reached"),
+            CatalogError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            CatalogError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+        };
+        let hint = error.hint();
+        let problem = Problem::new(status, code, error.to_string());
+        match hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    }
+}
+
+impl From<UploadError> for Problem {
+    fn from(error: UploadError) -> Self {
+        let code = match &error {
+            UploadError::Empty => "empty_upload",
+            UploadError::NotWasm => "not_wasm",
+            UploadError::Precompiled => "precompiled",
+            UploadError::CoreModule | UploadError::Componentise(_) => "core_module",
+            UploadError::Malformed(_) => "malformed_component",
+            UploadError::NoIncomingHandler => "no_incoming_handler",
+            UploadError::Imports(_) => "forbidden_imports",
+            UploadError::Compile(_) => "compile_failed",
+            UploadError::Memory { .. } => "memory_limit",
+        };
+        let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string());
+        match error.hint() {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    }
+}
+
+impl From<CodeError> for Problem {
+    fn from(error: CodeError) -> Self {
+        match error {
+            CodeError::Upload(error) => error.into(),
+            CodeError::Node(cause) => Problem::internal(cause),
+        }
+    }
+}
+
+impl From<LoadError> for Problem {
+    fn from(error: LoadError) -> Self {
+        let code = match &error {
+            LoadError::Saturated => return Problem::busy("node_saturated", &error.to_string()),
+            LoadError::Bytes(_) => return Problem::internal(error),
+            LoadError::NotOnnx => "not_onnx",
+            LoadError::Truncated => "truncated_model",
+            LoadError::Malformed(_) => "malformed_model",
+            LoadError::ExternalData { .. } => "external_data",
+            LoadError::UnsupportedOperator { .. } => "unsupported_operator",
+            LoadError::UnsupportedType(_) => "unsupported_type",
+            LoadError::Unloadable(_) | LoadError::Panicked => "unloadable_model",
+        };
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string())
+    }
+}
+
+impl From<anyhow::Error> for Problem {
+    fn from(error: anyhow::Error) -> Self {
+        Problem::internal(error)
+    }
+}

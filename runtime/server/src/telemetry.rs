@@ -1,0 +1,99 @@
+//! Logs and metrics. Handles are made once for each function, so that an invocation only adds to counters.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::Context;
+use metrics::{Counter, Histogram, SharedString, counter, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use sandpiper_domain::{FunctionName, TenantName, Usage};
+use sandpiper_sandbox::Outcome;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+
+/// Functions that get labels of their own; the rest share one, or a tenant could grow the metrics without bound.
+const LABELLED_FUNCTIONS_MAX: usize = 2_000;
+/// From 100 µs, as fast functions end below a millisecond.
+const SECONDS_BUCKETS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 30.0,
+];
+
+/// Starts logging and the metrics' recorder. Call it once.
+pub(crate) fn init(format: LogFormat, filter: &str) -> anyhow::Result<PrometheusHandle> {
+    let filter = EnvFilter::try_new(filter).context("SANDPIPER_LOG holds no log filter")?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.with_target(false).init(),
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+    }
+    let recorder = PrometheusBuilder::new()
+        .set_buckets(SECONDS_BUCKETS)
+        .context("the metrics' buckets")?
+        .build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).context("install the metrics' recorder")?;
+    Ok(handle)
+}
+
+/// The metrics of one function version.
+pub(crate) struct FunctionMetrics {
+    completed: Counter,
+    faulted: [Counter; 6],
+    cancelled: Counter,
+    seconds: Histogram,
+    cpu_us: Counter,
+    inference_us: Counter,
+    inference_queued_us: Counter,
+}
+
+const FAULTS: [&str; 6] =
+    ["cpu_exceeded", "wall_exceeded", "memory_exceeded", "trap", "no_response", "node_saturated"];
+
+impl FunctionMetrics {
+    pub(crate) fn new(tenant: &TenantName, function: &FunctionName) -> Self {
+        static LABELLED: AtomicUsize = AtomicUsize::new(0);
+        let own = LABELLED.fetch_add(1, Relaxed) < LABELLED_FUNCTIONS_MAX;
+        let (tenant, function): (SharedString, SharedString) = match own {
+            true => (tenant.to_string().into(), function.to_string().into()),
+            false => ("other".into(), "other".into()),
+        };
+        let labels = [("tenant", tenant), ("function", function)];
+        let ended = |outcome: &'static str| {
+            let [tenant, function] = labels.clone();
+            counter!("sandpiper_invocations_total", "tenant" => tenant.1, "function" => function.1, "outcome" => outcome)
+        };
+        FunctionMetrics {
+            completed: ended("completed"),
+            faulted: FAULTS.map(ended),
+            cancelled: ended("cancelled"),
+            seconds: histogram!("sandpiper_invocation_seconds", &labels),
+            cpu_us: counter!("sandpiper_guest_cpu_microseconds_total", &labels),
+            inference_us: counter!("sandpiper_inference_microseconds_total", &labels),
+            inference_queued_us: counter!("sandpiper_inference_queued_microseconds_total", &labels),
+        }
+    }
+
+    pub(crate) fn record(&self, outcome: Outcome, usage: &Usage, took: Duration) {
+        match outcome {
+            Outcome::Completed => self.completed.increment(1),
+            Outcome::Cancelled => self.cancelled.increment(1),
+            Outcome::Faulted(fault) => {
+                for (code, counter) in FAULTS.iter().zip(&self.faulted) {
+                    if *code == fault.code() {
+                        counter.increment(1);
+                    }
+                }
+            }
+        }
+        self.seconds.record(took.as_secs_f64());
+        self.cpu_us.increment(usage.cpu.as_micros() as u64);
+        if !usage.inference.is_zero() {
+            self.inference_us.increment(usage.inference.as_micros() as u64);
+            self.inference_queued_us.increment(usage.inference_queued.as_micros() as u64);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Taking more than one's share.
+
+use std::hint::black_box;
+
+use wasip2::{clocks::monotonic_clock, http::types::Fields};
+
+use crate::{
+    http::{Exchange, Query},
+    nn,
+};
+
+/// Burns processor time without calling anything.
+pub(crate) fn spin() -> ! {
+    let mut turns = 0u64;
+    loop {
+        turns = black_box(turns.wrapping_add(1));
+    }
+}
+
+/// Burns processor time in the allocator.
+pub(crate) fn spin_alloc() -> ! {
+    loop {
+        for size in (4..16).map(|bits| 1usize << bits) {
+            drop(black_box(vec![1u8; size]));
+        }
+    }
+}
+
+/// Takes memory, and uses it, until the host refuses more. The allocator then aborts.
+pub(crate) fn grow() -> ! {
+    loop {
+        std::mem::forget(black_box(vec![1u8; 1 << 20]));
+    }
+}
+
+/// Recurses until there is no stack left. What comes after the call keeps it from being a loop.
+#[inline(never)]
+pub(crate) fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 16]);
+    if black_box(depth) == 0 {
+        return 0;
+    }
+    let below = recurse(black_box(depth + 1));
+    below.wrapping_add(black_box(frame)[7])
+}
+
+/// Makes resources and keeps them: `?kind=fields` (default), `pollable`, `tensor`.
+pub(crate) fn handles(query: &Query) -> ! {
+    loop {
+        match query.get("kind") {
+            Some("pollable") => std::mem::forget(monotonic_clock::subscribe_duration(1_000_000)),
+            Some("tensor") => std::mem::forget(nn::small_tensor()),
+            _ => std::mem::forget(Fields::new()),
+        }
+    }
+}
+
+/// Sleeps for ten days: no processor time is used, and none comes back.
+pub(crate) fn hang(exchange: Exchange) {
+    monotonic_clock::subscribe_duration(10 * 24 * 3_600 * 1_000_000_000).block();
+    exchange.text("good morning");
+}
