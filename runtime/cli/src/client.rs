@@ -26,6 +26,8 @@ const CALL: Duration = Duration::from_secs(30);
 const UPLOAD: Duration = Duration::from_secs(20 * 60);
 /// An invocation: a little more than the longest wall time of any tier.
 const INVOKE: Duration = Duration::from_secs(310);
+/// From this size on the server is asked before a body is sent: it may refuse a large one by its length alone.
+const LARGE_BODY: usize = 512 * 1024;
 /// Control answers are small; a list of everything still fits.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -201,6 +203,9 @@ impl Client {
         if let Some(key) = self.key.as_ref().filter(|_| !own_key) {
             request = request.header("authorization", format!("Bearer {key}"));
         }
+        if body.as_ref().is_some_and(|body| body.len() > LARGE_BODY) {
+            request = request.header("expect", "100-continue");
+        }
         let mut response = match body {
             Some(body) => self.send(request, body, Some(INVOKE))?,
             None => self.send(request, (), Some(INVOKE))?,
@@ -314,7 +319,9 @@ fn advice(kind: Kind, status: u16, retry_after: Option<String>) -> Option<String
         (Kind::Auth, 401) => {
             "give a key with --key or SANDPIPER_KEY, or store it: sandpiper config set key -"
         }
-        (Kind::Auth, _) => "use a key with that scope: sandpiper key create --scopes …",
+        (Kind::Auth, _) => {
+            "use a key that may do this: sandpiper key create --scopes …, or the operator's"
+        }
         (Kind::NotFound, _) => {
             "check the name and the tenant: sandpiper functions list, sandpiper models list"
         }

@@ -110,6 +110,16 @@ fn a_refused_upload_is_an_error_of_the_servers_and_not_a_broken_pipe() {
 }
 
 #[test]
+fn a_large_request_that_is_refused_is_no_broken_pipe_either() {
+    let headers = "x-sandpiper-error: body_too_large\r\n";
+    let (server, _thread) = stub(response("413 Payload Too Large", headers, ""));
+    let invocation =
+        Invocation { path: "/", method: None, headers: &[], body: Some(vec![0; 4 << 20]) };
+    let error = client(&server).invoke("acme/f", invocation).unwrap_err();
+    assert_eq!((error.exit_code(), error.code.as_deref()), (6, Some("body_too_large")));
+}
+
+#[test]
 fn a_functions_own_502_is_an_answer_and_ours_is_an_error() {
     let (server, thread) = stub(response("502 Bad Gateway", "", "mine"));
     let mut own = client(&server).invoke("acme/f", plain("/a?b=c")).unwrap();

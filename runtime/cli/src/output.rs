@@ -187,7 +187,16 @@ pub(crate) fn table(rows: &[Value], columns: &[(&str, &str)]) -> String {
 fn cell(row: &Value, pointer: &str) -> String {
     let Some(value) = row.pointer(pointer) else { return String::new() };
     let text = flat(value);
-    clean(if pointer == "/digest" { short(&text) } else { &text })
+    let shown = match pointer {
+        "/digest" => short(&text).to_owned(),
+        // Nobody reads fractions of a second in a list.
+        _ if pointer.ends_with("_at") => match text.split_once('.') {
+            Some((second, _)) => format!("{second}Z"),
+            None => text,
+        },
+        _ => text,
+    };
+    clean(&shown)
 }
 
 /// One value on one line.
@@ -253,6 +262,8 @@ mod tests {
             json!({"name": "a", "digest": "0123456789abcdef"}),
             json!({"name": "longer", "digest": "fedcba9876543210", "x": null}),
         ];
+        let made = json!({"made_at": "2026-11-24T10:43:29.10358366Z"});
+        assert_eq!(cell(&made, "/made_at"), "2026-11-24T10:43:29Z");
         let text = table(&rows, &[("NAME", "/name"), ("X", "/x"), ("DIGEST", "/digest")]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);

@@ -96,7 +96,7 @@ pub enum InferenceError {
     #[error("the deadline passed before the model had answered")]
     Timeout,
     /// The queue is full.
-    #[error("the inference queue is full; try again shortly")]
+    #[error("busy: the inference queue is full; try again shortly")]
     Saturated,
     /// The model failed while it ran.
     #[error("{0}")]

@@ -141,7 +141,9 @@ fn componentise(module: &[u8]) -> Result<Bytes, UploadError> {
     if !has_metadata {
         return Err(UploadError::CoreModule);
     }
+    // Parts of a guest are often built against different releases of WASI 0.2.
     wit_component::ComponentEncoder::default()
+        .merge_imports_based_on_semver(true)
         .module(module)
         .and_then(|encoder| {
             encoder.adapter(

@@ -64,7 +64,7 @@ The server runs at {url} until ctrl-c. Try:
 
   curl -s {bearer} --data-binary @{image} {url}/fn/{TENANT}/{EXAMPLE}
   curl -s {bearer} {url}/api/v1/functions/{EXAMPLE}
-  curl -s {bearer} {url}/v2/models/{EXAMPLE}
+  curl -s {bearer} {url}/api/v1/models/{EXAMPLE}
 
   export SANDPIPER_SERVER={url} SANDPIPER_KEY={key}
   {program} invoke {EXAMPLE} -d @{image}

@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 
 use sandpiper_domain::DataType;
 use tract_onnx::pb::{
-    GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, tensor_proto,
-    tensor_shape_proto::dimension::Value as DimValue, type_proto::Value as TypeValue,
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
+    attribute_proto::AttributeType, tensor_proto, tensor_shape_proto::dimension::Value as DimValue,
+    type_proto::Value as TypeValue,
 };
 
 use crate::{LoadError, contract::shown};
@@ -107,6 +108,7 @@ fn visit(
         if !known(&node.op_type) {
             missing.add(node);
         }
+        give_default_constant(node);
         for attribute in &mut node.attribute {
             attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(check_tensor)?;
             for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
@@ -115,6 +117,24 @@ fn visit(
         }
     }
     Ok(())
+}
+
+/// `ConstantOfShape` without a value is zeros of 32-bit floats; tract takes 64-bit ones.
+fn give_default_constant(node: &mut NodeProto) {
+    if node.op_type == "ConstantOfShape" && node.attribute.is_empty() {
+        let zero = TensorProto {
+            dims: vec![1],
+            data_type: tensor_proto::DataType::Float as i32,
+            raw_data: vec![0; 4],
+            ..Default::default()
+        };
+        node.attribute.push(AttributeProto {
+            name: "value".to_owned(),
+            r#type: AttributeType::Tensor as i32,
+            t: Some(zero),
+            ..Default::default()
+        });
+    }
 }
 
 fn check_tensor(tensor: &mut TensorProto) -> Result<(), LoadError> {

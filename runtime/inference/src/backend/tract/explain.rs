@@ -47,12 +47,12 @@ fn sanitised(text: &str) -> String {
     let mut in_dump = false;
     for word in line.split_whitespace() {
         let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.');
-        let number = bare.starts_with(|c: char| c.is_ascii_digit() || c == '-')
-            || bare.eq_ignore_ascii_case("nan")
-            || bare.eq_ignore_ascii_case("inf");
+        let digits = bare.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+        let unreal = bare.eq_ignore_ascii_case("nan") || bare.eq_ignore_ascii_case("inf");
+        let number = digits || unreal;
         numbers = if number { numbers + 1 } else { 0 };
         in_dump = is_dump(bare) || (in_dump && number);
-        let fraction = number && (bare.contains('.') || bare.contains('e'));
+        let fraction = unreal || (digits && bare.contains(['.', 'e']));
         let hidden = in_dump
             || fraction
             || numbers > NUMBERS_MAX
