@@ -11,10 +11,13 @@ use serde::Serialize;
 pub use decode::{Gray, decode};
 pub use prepare::{SIDE, prepare};
 
-#[derive(Serialize)]
-struct Digit {
-    digit: usize,
-    confidence: f32,
+/// What the function answers.
+#[derive(Debug, Serialize)]
+pub struct Digit {
+    /// The digit, from 0 to 9.
+    pub digit: usize,
+    /// How sure the model is, from 0 to 1.
+    pub confidence: f32,
 }
 
 /// Answers a PNG or JPEG with `{"digit": n, "confidence": x}`.
@@ -30,7 +33,8 @@ pub fn digits(request: Request) -> Result<Response> {
     Response::json(&most_likely(&outputs.get("probs")?.to_f32()?)?)
 }
 
-fn most_likely(probs: &[f32]) -> Result<Digit> {
+/// The answer to what the model gives: a probability for each digit.
+pub fn most_likely(probs: &[f32]) -> Result<Digit> {
     let best = probs.iter().copied().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
     match best {
         Some((digit, confidence)) if probs.len() == 10 => Ok(Digit { digit, confidence }),

@@ -9,16 +9,22 @@ use serde::Serialize;
 pub use features::{FEATURES, Features};
 pub use labels::{EMPTY, LABELS, Label, OVERWRITES, THRESHOLD, THRESHOLDS, TXT, UNKNOWN};
 
-#[derive(Serialize)]
-struct Answer {
-    r#type: &'static str,
-    score: f32,
-    group: &'static str,
-    mime_type: &'static str,
-    is_text: bool,
+/// What the function answers.
+#[derive(Debug, Serialize)]
+pub struct Answer {
+    /// The label.
+    pub r#type: &'static str,
+    /// How sure the model is, from 0 to 1.
+    pub score: f32,
+    /// What kind of thing it is: code, a document, an archive …
+    pub group: &'static str,
+    /// Its media type.
+    pub mime_type: &'static str,
+    /// Whether it is text.
+    pub is_text: bool,
     /// What the model said, where the answer is not that.
     #[serde(skip_serializing_if = "Option::is_none")]
-    model_type: Option<&'static str>,
+    pub model_type: Option<&'static str>,
 }
 
 impl Answer {
@@ -56,7 +62,7 @@ pub fn filetype(request: Request) -> Result<Response> {
 }
 
 /// The best label, unless its score is too low to rely on: then only whether the file is text.
-fn judge(scores: &[f32]) -> Result<Answer> {
+pub fn judge(scores: &[f32]) -> Result<Answer> {
     if scores.len() != LABELS.len() {
         return Err(Error::internal(format!(
             "the model gives {} scores for {} labels",

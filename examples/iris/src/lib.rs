@@ -6,35 +6,48 @@ use serde::{Deserialize, Serialize};
 const CLASSES: [&str; 3] = ["setosa", "versicolor", "virginica"];
 const ROWS_MAX: usize = 10_000;
 
-#[derive(Deserialize)]
+/// The measures of one flower, in centimetres.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Flower {
+pub struct Flower {
     sepal_length: f32,
     sepal_width: f32,
     petal_length: f32,
     petal_width: f32,
 }
 
-#[derive(Deserialize)]
+impl Flower {
+    /// The measures in the order in which the model reads them.
+    pub fn row(&self) -> [f32; 4] {
+        [self.sepal_length, self.sepal_width, self.petal_length, self.petal_width]
+    }
+}
+
+/// Many flowers.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Table {
+pub struct Table {
     rows: Vec<[f32; 4]>,
 }
 
-#[derive(Deserialize)]
+/// What the function is asked.
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum Question {
+pub enum Question {
+    /// About many flowers.
     Table(Table),
+    /// About one.
     Flower(Flower),
 }
 
-#[derive(Serialize)]
-struct Prediction {
+/// The answer for one flower.
+#[derive(Debug, Serialize)]
+pub struct Prediction {
     class: &'static str,
     probabilities: Probabilities,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct Probabilities {
     setosa: f32,
     versicolor: f32,
@@ -50,15 +63,10 @@ struct Predictions {
 #[handler]
 pub fn iris(request: Request) -> Result<Response> {
     match parse(&request)? {
-        Question::Flower(flower) => {
-            let Flower { sepal_length, sepal_width, petal_length, petal_width } = flower;
-            let mut predictions =
-                predict(&[[sepal_length, sepal_width, petal_length, petal_width]])?;
-            match predictions.pop() {
-                Some(prediction) => Response::json(&prediction),
-                None => Err(Error::internal("the model gave no answer")),
-            }
-        }
+        Question::Flower(flower) => match predict(&[flower.row()])?.pop() {
+            Some(prediction) => Response::json(&prediction),
+            None => Err(Error::internal("the model gave no answer")),
+        },
         Question::Table(Table { rows }) => {
             Response::json(&Predictions { predictions: predict(&rows)? })
         }
@@ -84,9 +92,13 @@ fn predict(rows: &[[f32; 4]]) -> Result<Vec<Prediction>> {
     let x = Tensor::f32([rows.len(), 4], rows.as_flattened());
     let outputs = Model::named("iris")?.run([("X", x)])?;
     let labels = outputs.get("label")?.to_i64()?;
-    let probabilities = outputs.get("probabilities")?.to_f32()?;
+    predictions(&labels, &outputs.get("probabilities")?.to_f32()?, rows.len())
+}
+
+/// The answers to what the model gives: for each of `rows` flowers a label and three probabilities.
+pub fn predictions(labels: &[i64], probabilities: &[f32], rows: usize) -> Result<Vec<Prediction>> {
     let (probabilities, rest) = probabilities.as_chunks();
-    if labels.len() != rows.len() || probabilities.len() != rows.len() || !rest.is_empty() {
+    if labels.len() != rows || probabilities.len() != rows || !rest.is_empty() {
         return Err(Error::internal("the model does not answer every row"));
     }
     let predictions = labels.iter().zip(probabilities).map(|(label, probabilities)| {

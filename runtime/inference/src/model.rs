@@ -119,10 +119,3 @@ impl Drop for Waiting {
         }
     }
 }
-#[cfg(test)]
-impl LoadedModel {
-    pub(crate) fn run_here(&self, request: InferenceRequest) {
-        let inputs = self.program.contract().order(request.inputs).unwrap();
-        self.program.run(inputs, &|| false).unwrap();
-    }
-}

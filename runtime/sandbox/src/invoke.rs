@@ -29,6 +29,8 @@ use wasmtime_wasi_http::{
     },
 };
 
+mod probe;
+
 use crate::{
     body::GuestBody,
     code::FunctionCode,

@@ -3,6 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
+use sandpiper_domain::Digest;
+use sha2::{Digest as _, Sha256};
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
@@ -109,6 +111,8 @@ impl UploadError {
 pub struct Component {
     /// The component itself; a core module has become one.
     pub bytes: Bytes,
+    /// The sha256 of its bytes.
+    pub digest: Digest,
     /// Its imports, as `wasi:http/types@0.2.4`.
     pub imports: Vec<String>,
 }
@@ -129,7 +133,8 @@ pub fn check(bytes: Bytes) -> Result<Component, UploadError> {
             _ => return Err(UploadError::NotWasm),
         };
         let imports = check_interfaces(&component)?;
-        Ok(Component { bytes: component, imports })
+        let digest = Digest(Sha256::digest(&component).into());
+        Ok(Component { bytes: component, digest, imports })
     }));
     judged.unwrap_or_else(|_| Err(UploadError::Malformed("it cannot be parsed".to_owned())))
 }

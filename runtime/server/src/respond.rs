@@ -224,7 +224,15 @@ impl From<LoadError> for Problem {
             LoadError::UnsupportedType(_) => "unsupported_type",
             LoadError::Unloadable(_) | LoadError::Panicked => "unloadable_model",
         };
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string())
+        let hint = match code {
+            "not_onnx" | "truncated_model" => "upload one whole .onnx file; is the path right?",
+            "external_data" => "save the model with its weights inside, in one file",
+            "unsupported_operator" => {
+                "export the model without these operators, or with others in their place"
+            }
+            _ => "check the model with onnx.checker, and simplify it if it is valid",
+        };
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string()).hint(hint)
     }
 }
 

@@ -1,1 +1,44 @@
-fn main(){}
+//! Baselines and probes for the bench table. `tests/bench/run` starts it; by itself:
+//!
+//! ```text
+//! sandpiper-bench native hello|digits|iris|filetype [MODEL]   a bare server with the same answers
+//! sandpiper-bench verify COUNT URL [KEY [BODY]]               asks COUNT times; prints the one answer
+//! sandpiper-bench first URL [KEY [BODY]]                      µs that one request takes on a warm connection
+//! sandpiper-bench hold COUNT URL KEY BODY                     leaves COUNT requests half sent until stdin ends
+//! sandpiper-bench instantiate COMPONENT FOLDER                p50 and p99 of making and dropping a sandbox, in µs
+//! ```
+
+mod client;
+mod instantiate;
+mod native;
+
+use std::{
+    io::{Write, stdout},
+    path::Path,
+};
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["native", work, model @ ..] => native::serve(work, model.first().map(Path::new)),
+        ["verify", count, url, rest @ ..] => {
+            client::verify(count.parse()?, &client::Call::new(url, rest)?)
+        }
+        ["first", url, rest @ ..] => client::first(&client::Call::new(url, rest)?),
+        ["hold", count, url, rest @ ..] => {
+            client::hold(count.parse()?, &client::Call::new(url, rest)?)
+        }
+        ["instantiate", component, folder] => {
+            instantiate::measure(Path::new(component), Path::new(folder))
+        }
+        _ => anyhow::bail!("see the head of tests/bench/src/main.rs"),
+    }
+}
+
+/// Prints one line at once; the script waits for it.
+fn say(line: impl std::fmt::Display) -> std::io::Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}

@@ -7,6 +7,7 @@ mod audit;
 mod convert;
 mod explain;
 mod fact;
+mod guard;
 mod load;
 mod plan;
 mod shapes;
@@ -34,7 +35,7 @@ struct TractProgram {
 enum Plans {
     /// One plan for every shape the signature allows.
     One(Arc<Plan>),
-    ByShape(PlansByShape),
+    ByShape(Box<PlansByShape>),
 }
 
 impl Program for TractProgram {
@@ -116,7 +117,7 @@ fn explain_failure(plan: &Plan, trace: &Trace, failure: &Failure) -> InferenceEr
 fn explain_panic(plan: &Plan, trace: &Trace) -> InferenceError {
     InferenceError::Runtime(match plan.operator(trace) {
         Some(operator) => format!(
-            "the model panicked while it ran, in an operator `{operator}`; an index among the inputs may be out of range"
+            "the model panicked while it ran, in an operator `{operator}`; a value among the inputs may be out of its range"
         ),
         None => "the model panicked while it ran".to_owned(),
     })

@@ -12,7 +12,9 @@ use tract_onnx::pb::{
 use crate::{
     LoadError,
     backend::tract,
-    testing::{D, adder, bytes, f32s, gather, infer, load, model, named, node, value, weight},
+    testing::{
+        D, adder, bytes, f32s, gather, infer, integers, load, model, named, node, value, weight,
+    },
 };
 
 fn refusal(bytes: impl Into<Bytes>) -> LoadError {
@@ -137,6 +139,20 @@ fn broken_graphs_are_explained() {
         model(GraphProto { input: vec![x()], output: y(), node: relu(), ..Default::default() });
     nameless.opset_import.clear();
     assert!(refusal(nameless.encode_to_vec()).to_string().contains("opset_import"));
+}
+
+#[test]
+fn a_small_file_cannot_ask_for_a_huge_constant() {
+    for shape in [vec![1 << 40], vec![1 << 32, 1 << 32], vec![-1, 3], vec![1 << 33, 1]] {
+        let error = refusal(bytes(GraphProto {
+            node: vec![node("ConstantOfShape", &["shape"], &["y"])],
+            initializer: vec![integers("shape", &shape)],
+            output: vec![value("y", Onnx::Float, &[D::Free])],
+            ..Default::default()
+        }));
+        let LoadError::Unloadable(text) = error else { panic!("{error:?}") };
+        assert!(text.contains("the node `the_ConstantOfShape`"), "{text}");
+    }
 }
 
 #[test]

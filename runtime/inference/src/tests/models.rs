@@ -193,37 +193,114 @@ fn wide_unsigned_weights_are_read_from_their_own_field() {
     }
 }
 
-/// `y = reshape(x, [-1, 4])`, then halves by a split whose sizes follow from the batch: tract has no symbolic plan
-/// for `Expand` to a shape it cannot know.
-fn by_shape() -> bytes::Bytes {
+/// `y = a b`, with four free dimensions that have nothing to do with each other as far as the file says.
+fn product() -> bytes::Bytes {
     bytes(GraphProto {
-        node: vec![
-            node("Shape", &["x"], &["shape"]),
-            node("ConstantOfShape", &["shape"], &["zero"]),
-            node("NonZero", &["zero"], &["places"]),
-            node("Shape", &["places"], &["count"]),
-            node("Add", &["x", "w"], &["y"]),
+        node: vec![node("MatMul", &["a", "b"], &["y"])],
+        input: vec![
+            value("a", Onnx::Float, &[D::Free, D::Free]),
+            value("b", Onnx::Float, &[D::N("K"), D::N("M")]),
         ],
-        initializer: vec![weight("w", &[1], &[1.])],
-        input: vec![value("x", Onnx::Float, &[D::Free, D::F(2)])],
-        output: vec![
-            value("y", Onnx::Float, &[D::N("M"), D::F(2)]),
-            value("count", Onnx::Int64, &[D::F(2)]),
-        ],
+        output: vec![value("y", Onnx::Float, &[D::N("N"), D::N("M")])],
         ..Default::default()
     })
 }
 
 #[test]
-fn graphs_without_a_symbolic_plan_are_planned_by_shape() {
-    let model = load(by_shape()).unwrap();
-    assert_eq!(model.signature().inputs, [spec("x", DataType::F32, &[-1, 2])]);
-    assert_eq!(model.signature().outputs[0].shape, [-1, 2]);
-    for batch in (1..40).chain([1, 2, 3]) {
-        let (x, y) = (vec![1.; batch * 2], vec![2.; batch * 2]);
-        let output = infer(&model, vec![f32s("x", &[batch as u64, 2], &x)]).unwrap();
-        assert_eq!(output.outputs[0], f32s("y", &[batch as u64, 2], &y));
+fn free_dimensions_need_not_be_named() {
+    let model = load(product()).unwrap();
+    let inputs = [spec("a", DataType::F32, &[-1, -1]), spec("b", DataType::F32, &[-1, -1])];
+    assert_eq!(model.signature().inputs, inputs);
+    assert_eq!(model.signature().outputs, [spec("y", DataType::F32, &[-1, -1])]);
+    // More shapes than plans are kept, and the first ones again.
+    for size in (1..40).chain([1, 2, 3]) {
+        let a = f32s("a", &[2, size], &vec![1.; 2 * size as usize]);
+        let b = f32s("b", &[size, 1], &vec![2.; size as usize]);
+        let output = infer(&model, vec![a, b]).unwrap();
+        assert_eq!(output.outputs[0], f32s("y", &[2, 1], &[2. * size as f32; 2]));
     }
+}
+
+#[test]
+fn a_product_never_reads_past_its_operands() {
+    // tract has a symbolic plan for this and takes the inner sizes for equal.
+    let model = load(product()).unwrap();
+    for (left, right) in [(2, 3), (100, 1), (1, 100), (100_000, 1)] {
+        let a = f32s("a", &[1, left], &vec![1.; left as usize]);
+        let b = f32s("b", &[right, 4], &vec![1.; right as usize * 4]);
+        let error = infer(&model, vec![a, b]).unwrap_err();
+        assert!(matches!(error, InferenceError::InvalidArgument(_)), "{error:?}");
+    }
+    // One symbol against a number.
+    let model = load(bytes(GraphProto {
+        node: vec![node("Transpose", &["x"], &["t"]), node("MatMul", &["t", "w"], &["y"])],
+        initializer: vec![weight("w", &[3, 2], &[1.; 6])],
+        input: vec![value("x", Onnx::Float, &[D::N("N"), D::F(4)])],
+        output: vec![value("y", Onnx::Float, &[D::F(4), D::F(2)])],
+        ..Default::default()
+    }))
+    .unwrap();
+    let run = |rows: u64| infer(&model, vec![f32s("x", &[rows, 4], &vec![1.; rows as usize * 4])]);
+    assert_eq!(run(3).unwrap().outputs, [f32s("y", &[4, 2], &[3.; 8])]);
+    for rows in [1, 2, 4, 50] {
+        let error = run(rows).unwrap_err();
+        assert!(matches!(error, InferenceError::InvalidArgument(_)), "{error:?}");
+    }
+}
+
+#[test]
+fn graphs_without_a_symbolic_plan_are_planned_by_shape() {
+    // tract refuses to join two symbols, and so makes a plan for each set of shapes.
+    let joined = with_int(node("Concat", &["a", "b"], &["y"]), "axis", 1);
+    let model = load(bytes(GraphProto {
+        node: vec![joined],
+        input: vec![
+            value("a", Onnx::Float, &[D::N("N"), D::Free]),
+            value("b", Onnx::Float, &[D::N("M"), D::F(1)]),
+        ],
+        output: vec![value("y", Onnx::Float, &[D::N("N"), D::Free])],
+        ..Default::default()
+    }))
+    .unwrap();
+    assert_eq!(model.signature().outputs, [spec("y", DataType::F32, &[-1, -1])]);
+    // More shapes than plans are kept, and the first ones again.
+    for rows in (1..40).chain([1, 2, 3]) {
+        let column = |name: &str| f32s(name, &[rows, 1], &vec![7.; rows as usize]);
+        let output = infer(&model, vec![column("a"), column("b")]).unwrap();
+        assert_eq!(output.outputs[0], f32s("y", &[rows, 2], &vec![7.; rows as usize * 2]));
+    }
+    for _ in 0..2 {
+        let inputs = vec![f32s("a", &[2, 1], &[4.; 2]), f32s("b", &[3, 1], &[4.; 3])];
+        let error = infer(&model, inputs).unwrap_err();
+        let InferenceError::InvalidArgument(text) = error else { panic!("{error:?}") };
+        assert_eq!(text, "the model cannot run on inputs of these shapes: [[2, 1], [3, 1]]");
+    }
+}
+
+#[test]
+fn nodes_may_share_a_name() {
+    let twin = |input: &str, output: &str| node("Neg", &[input], &[output]);
+    let model = load(bytes(GraphProto {
+        node: vec![twin("x", "h"), twin("h", "i"), twin("i", "y")],
+        input: vec![value("x", Onnx::Float, &[D::N("the_Neg")])],
+        output: vec![value("y", Onnx::Float, &[D::N("the_Neg")])],
+        ..Default::default()
+    }))
+    .unwrap();
+    let output = infer(&model, vec![f32s("x", &[2], &[1., -2.])]).unwrap();
+    assert_eq!(output.outputs, [f32s("y", &[2], &[-1., 2.])]);
+}
+
+#[test]
+fn a_constant_without_a_value_is_of_32_bits() {
+    let model = load(bytes(GraphProto {
+        node: vec![node("ConstantOfShape", &["shape"], &["y"])],
+        initializer: vec![integers("shape", &[2])],
+        output: vec![value("y", Onnx::Float, &[D::F(2)])],
+        ..Default::default()
+    }))
+    .unwrap();
+    assert_eq!(infer(&model, vec![]).unwrap().outputs, [f32s("y", &[2], &[0., 0.])]);
 }
 
 #[test]

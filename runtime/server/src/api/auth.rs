@@ -39,7 +39,8 @@ impl Caller {
                 StatusCode::FORBIDDEN,
                 "operator_only",
                 "only the operator's key may do this",
-            )),
+            )
+            .hint("the operator's key is in the data folder, in `operator.key`, or the operator has it")),
         }
     }
 

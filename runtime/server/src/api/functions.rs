@@ -152,28 +152,19 @@ async fn deploy(
     let judged = source.clone();
     let component = app.blocking(move |_| check(judged)).await??;
     let bytes = component.bytes.clone();
-    let stored = app.blocking(move |app| {
-        let component = app.catalog.put_blob(&bytes)?;
-        let source =
-            if source == bytes { component.clone() } else { app.catalog.put_blob(&source)? };
-        Ok::<_, Problem>((component, source))
-    });
-    let (component_blob, source_blob) = stored.await??;
-    let bytes = component.bytes.clone();
-    let code = app.sandboxes.load(component_blob.digest(), move || Ok(bytes)).await?;
-    let new = NewFunction {
-        component: component_blob,
-        source: source_blob,
-        manifest,
-        imports: component.imports,
-    };
-    check_memory(&app, &tenant, &new, &code)?;
+    let code = app.sandboxes.load(component.digest, move || Ok(bytes)).await?;
+    check_memory(&app, &tenant, &manifest, &code)?;
     let (owner, now) = (tenant.name.clone(), OffsetDateTime::now_utc());
+    let name = manifest.name.clone();
     let outcome = app.blocking(move |app| {
-        let outcome = app.catalog.put_function(&owner, &new, activate, now)?;
-        Ok::<_, Problem>((new.manifest.name.clone(), outcome))
+        let stored = app.catalog.put_blob(&component.bytes)?;
+        let is_same = source == component.bytes;
+        let source = if is_same { stored.clone() } else { app.catalog.put_blob(&source)? };
+        let imports = component.imports;
+        let new = NewFunction { component: stored, source, manifest, imports };
+        app.catalog.put_function(&owner, &new, activate, now).map_err(Problem::from)
     });
-    let (name, outcome) = outcome.await??;
+    let outcome = outcome.await??;
     let status = match outcome {
         PutOutcome::Created(_) => StatusCode::CREATED,
         PutOutcome::Unchanged(_) => StatusCode::OK,
@@ -188,10 +179,10 @@ async fn deploy(
 fn check_memory(
     app: &App,
     tenant: &Tenant,
-    new: &NewFunction,
+    manifest: &Manifest,
     code: &sandpiper_sandbox::FunctionCode,
 ) -> Result<(), Problem> {
-    let grant = app.catalog.policies().grant(&tenant.tier, &new.manifest, &tenant.name);
+    let grant = app.catalog.policies().grant(&tenant.tier, manifest, &tenant.name);
     let grant = grant.map_err(Problem::internal)?;
     code.check_memory(grant.sandbox.memory_mib).map_err(|error: UploadError| error.into())
 }

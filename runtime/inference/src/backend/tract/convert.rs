@@ -82,7 +82,7 @@ impl AsRef<[u8]> for Owner {
 /// Hands out a result without copying it; `None` if no tensor of the domain can hold it.
 pub(super) fn from_tract(tensor: Arc<TractTensor>) -> Option<Tensor> {
     let tensor = match tensor.datum_type() {
-        datum if datum == DatumType::TDim => Arc::new(tensor.cast_to::<i64>().ok()?.into_owned()),
+        DatumType::TDim => Arc::new(tensor.cast_to::<i64>().ok()?.into_owned()),
         _ => tensor,
     };
     let datatype = data_type(tensor.datum_type())?;

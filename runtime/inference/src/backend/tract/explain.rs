@@ -38,8 +38,8 @@ fn place(text: &str) -> Option<String> {
     operator.chars().all(plain).then(|| text(name, operator))
 }
 
-/// The first line without fractions, without runs of numbers, without what follows a dumped tensor's type, and
-/// without names of source files.
+/// The first line without fractions, without runs of numbers, without the numbers that follow a tensor's type,
+/// and without names of source files.
 fn sanitised(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     let mut words: Vec<&str> = Vec::new();
@@ -52,8 +52,9 @@ fn sanitised(text: &str) -> String {
         let number = digits || unreal;
         numbers = if number { numbers + 1 } else { 0 };
         in_dump = is_dump(bare) || (in_dump && number);
-        let fraction = unreal || (digits && bare.contains(['.', 'e']));
-        let hidden = in_dump
+        let dumped = in_dump && number;
+        let fraction = unreal || (digits && (bare.contains('e') || is_fraction(bare)));
+        let hidden = dumped
             || fraction
             || numbers > NUMBERS_MAX
             || word.matches(',').count() > 2 * NUMBERS_MAX
@@ -65,6 +66,11 @@ fn sanitised(text: &str) -> String {
         }
     }
     words.join(" ")
+}
+
+/// `0.5`, but not the range `0..5`.
+fn is_fraction(word: &str) -> bool {
+    word.replace("..", " ").contains('.')
 }
 
 /// `3,4,F32` introduces the values of a tensor.
@@ -94,12 +100,17 @@ mod tests {
     #[test]
     fn values_of_tensors_are_cut_out() {
         for (raw, clean) in [
-            ("Can't cast 2,3,F32 0.25, 17, 3 to I64", "Can't cast … to …"),
-            ("Invalid range 0..600 for slicing 512,F32 1.5, 2.5", "Invalid range … for slicing …"),
+            ("Can't cast 2,3,F32 0.25, 17, 3 to I64", "Can't cast … to I64"),
+            (
+                "Invalid range 0..600 for slicing 512,F32 1.5, 2.5",
+                "Invalid range 0..600 for slicing …",
+            ),
             ("Impossible to unify Sym(N) with Val(1).", "Impossible to unify Sym(N) with Val(1)."),
             ("weights are 0.1 0.2 -0.3e-9 NaN inf", "weights are …"),
             ("codes 1 2 3 4 5 6 7 8", "codes 1 2 3 4 …"),
             ("panicked in src/ops/x.rs:1:2 so", "panicked in … so"),
+            ("No super type for F32 and I64", "No super type for F32 and I64"),
+            ("Only(,F32 7) is no I64", "Only(,F32 … is no I64"),
             ("first\nsecond", "first"),
         ] {
             let text = sanitised(raw);

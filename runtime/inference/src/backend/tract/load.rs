@@ -187,7 +187,7 @@ fn with_plans_by_shape(
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
     let contract = contract(&declared, outputs, Vec::new())?;
-    Ok(TractProgram { contract, plans: Plans::ByShape(plans) })
+    Ok(TractProgram { contract, plans: Plans::ByShape(Box::new(plans)) })
 }
 
 /// The declared shape where the sample agrees with it; -1 for every size that it does not settle.

@@ -17,7 +17,7 @@ use tract_onnx::{
     },
 };
 
-use super::convert::is_symbolic;
+use super::{convert::is_symbolic, guard};
 
 /// No value inside a graph may be larger than this: a small input can ask for a huge one.
 const TENSOR_BYTES_MAX: u64 = 1 << 30;
@@ -98,13 +98,21 @@ impl Plan {
         }
         state.set_inputs(values).map_err(|_| Failure::Inputs)?;
         self.check_sizes(&state.turn_state.resolved_symbols)?;
+        let misfit = Cell::new(false);
         let outcome = state.exec_plan_with_eval(|context, op_state, node, inputs| {
             trace.0.set(Some(node.id));
             if stop() {
                 return Err(format_err!("stopped"));
             }
+            if !guard::fits(&*node.op, &inputs, context.symbols) {
+                misfit.set(true);
+                return Err(format_err!("operands of different sizes"));
+            }
             eval(context, op_state, node, inputs)
         });
+        if outcome.is_err() && misfit.get() {
+            return Err(Failure::Inputs);
+        }
         if outcome.is_err() {
             return Err(if stop() { Failure::Stopped } else { Failure::Failed });
         }

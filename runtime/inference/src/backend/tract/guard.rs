@@ -1,0 +1,87 @@
+//! Keeps tract's matrix kernels inside their operands.
+//!
+//! tract takes two dimensions that may be equal for equal: symbols of different names, a symbol and a number, or
+//! a size that only shows at run time. When they then differ, the packed kernels of 0.23.9 read past the end of
+//! the shorter operand, which hands out memory of other calls. Debug assertions would catch some of it; release
+//! builds have none. So the operands of every product are measured before it runs.
+
+use tract_onnx::tract_core::{
+    internal::{SymbolValues, TValue, TypedOp},
+    ops::matmul::optimized::{MapOutputAxisToInput, MatMulOperand, OptMatMul, ProtoFusedSpec},
+    tract_linalg::mmm::{MMMInputValue, PackedMatrixStorage},
+};
+
+/// Whether the inputs of this operator are as large as it will read.
+pub(super) fn fits(op: &dyn TypedOp, inputs: &[TValue], symbols: &SymbolValues) -> bool {
+    match op.downcast_ref::<OptMatMul>() {
+        Some(product) => product_fits(product, inputs, symbols).unwrap_or(false),
+        None => true,
+    }
+}
+
+/// `None` where something is not as a product has it.
+fn product_fits(op: &OptMatMul, inputs: &[TValue], symbols: &SymbolValues) -> Option<bool> {
+    let shape = op.c_fact.shape.eval_to_usize(symbols).ok()?;
+    let rows = op.c_m_axis.map_or(Some(1), |axis| shape.get(axis).copied())?;
+    let columns = op.c_n_axis.map_or(Some(1), |axis| shape.get(axis).copied())?;
+    if shape.contains(&0) {
+        return Some(true);
+    }
+    for step in &op.micro_ops {
+        let fits = match step {
+            ProtoFusedSpec::AddMatMul { a, b, .. } => {
+                let (a, b) = (operand(a, inputs)?, operand(b, inputs)?);
+                a.k() == b.k() && a.mn() >= rows && b.mn() >= columns
+            }
+            ProtoFusedSpec::BinScalar(input, _) | ProtoFusedSpec::LeakyRelu(input) => {
+                inputs.get(*input)?.len() > 0
+            }
+            ProtoFusedSpec::BinPerRow(input, _, map) => {
+                vector_fits(inputs.get(*input)?, map, &shape, rows)?
+            }
+            ProtoFusedSpec::BinPerCol(input, _, map) => {
+                vector_fits(inputs.get(*input)?, map, &shape, columns)?
+            }
+            ProtoFusedSpec::AddRowColProducts(row, column) => {
+                inputs.get(*row)?.len() >= rows && inputs.get(*column)?.len() >= columns
+            }
+            ProtoFusedSpec::AddUnicast(_, input, map) => {
+                vector_fits(inputs.get(*input)?, map, &shape, 1)?
+            }
+            ProtoFusedSpec::Scaler(_) | ProtoFusedSpec::Store(_) => true,
+        };
+        if !fits {
+            return Some(false);
+        }
+    }
+    Some(true)
+}
+
+/// The first matrix of an operand; those of one batch are all of one size.
+fn operand<'a>(operand: &'a MatMulOperand, inputs: &'a [TValue]) -> Option<&'a dyn MMMInputValue> {
+    match operand {
+        MatMulOperand::Const(value) => Some(&**value),
+        MatMulOperand::Input(index) => {
+            let storage = inputs.get(*index)?.storage_as::<PackedMatrixStorage>()?;
+            storage.values().first().map(|value| &**value)
+        }
+    }
+}
+
+/// Whether the axes that the product walks are long enough, and the rest holds `count` elements.
+fn vector_fits(
+    value: &TValue,
+    map: &MapOutputAxisToInput,
+    product: &[usize],
+    count: usize,
+) -> Option<bool> {
+    let mut rest = value.len();
+    for &(from, to) in &map.0 {
+        let (walked, held) = (*product.get(from)?, *value.shape().get(to)?);
+        if held < walked {
+            return Some(false);
+        }
+        rest /= held.max(1);
+    }
+    Some(rest >= count)
+}

@@ -1,0 +1,275 @@
+//! The real binary, started with a data folder of its own.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, RwLock},
+    thread::JoinHandle,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{Client, Connection, Metrics, Tenant, artefacts};
+
+/// The operator's key of every server here.
+pub const OPERATOR_KEY: &str = "operator-key-of-the-tests-0123456789";
+
+/// How a server is started.
+#[derive(Default)]
+pub struct Start {
+    /// The settings file.
+    pub settings: String,
+    /// A folder of policies in place of those compiled in.
+    pub policies: Option<PathBuf>,
+    /// The operator's key comes from the data folder, not from the environment.
+    pub own_operator_key: bool,
+}
+
+/// A server. Dropping it ends it; so does the end of the test's process, since the server watches its stdin.
+pub struct Server {
+    folder: TempDir,
+    start: Start,
+    process: Process,
+    base: Arc<RwLock<String>>,
+}
+
+struct Process {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts a server as it comes.
+    pub fn start() -> Self {
+        Self::start_with(Start::default())
+    }
+
+    /// Starts a server with these lines in its settings file.
+    pub fn with_settings(settings: &str) -> Self {
+        Self::start_with(Start { settings: settings.to_owned(), ..Start::default() })
+    }
+
+    /// Starts a server.
+    pub fn start_with(start: Start) -> Self {
+        let folder = tempfile::Builder::new().prefix("sandpiper-test-").tempdir().unwrap();
+        let (process, url) = Process::start(&command(folder.path(), &start));
+        let server = Server { folder, start, process, base: Arc::new(RwLock::new(url)) };
+        server.client().get("/readyz").expect(200);
+        server
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        self.url().trim_start_matches("http://").to_owned()
+    }
+
+    /// `http://host:port`.
+    pub fn url(&self) -> String {
+        self.base.read().unwrap().clone()
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// Fails unless the process is the one that was started.
+    #[track_caller]
+    pub fn still_runs(&mut self) {
+        let ended = self.process.child.try_wait().unwrap();
+        assert!(ended.is_none(), "the server ended: {ended:?}\n{}", self.log());
+    }
+
+    /// What the server has logged since it was started.
+    pub fn log(&self) -> String {
+        self.process.log.lock().unwrap().clone()
+    }
+
+    /// A client without a key.
+    pub fn client(&self) -> Client {
+        Client::new(self.base.clone())
+    }
+
+    /// A client with the operator's key.
+    pub fn operator(&self) -> Client {
+        self.client().with_key(OPERATOR_KEY)
+    }
+
+    /// A bare connection.
+    pub fn connect(&self) -> Connection {
+        Connection::open(&self.address())
+    }
+
+    /// Makes a tenant with a key that may do everything.
+    pub fn tenant(&self, name: &str, tier: &str) -> Tenant {
+        let operator = self.operator();
+        operator.post_json("/api/v1/tenants", &json!({ "name": name, "tier": tier })).expect(201);
+        let path = format!("/api/v1/tenants/{name}/keys");
+        let key = operator.post_json(&path, &json!({})).expect(201).json();
+        let key = key["key"].as_str().unwrap().to_owned();
+        Tenant { name: name.to_owned(), client: self.client().with_key(&key), key }
+    }
+
+    /// What the server measures now.
+    pub fn metrics(&self) -> Metrics {
+        Metrics(self.operator().get("/metrics").expect(200).text())
+    }
+
+    /// The names of the blobs in the data folder, in order.
+    pub fn blobs(&self) -> Vec<String> {
+        files(&self.data().join("blobs"))
+    }
+
+    /// SIGKILL.
+    pub fn kill9(&mut self) {
+        self.process.kill();
+    }
+
+    /// Ends the server in good order.
+    pub fn stop(&mut self) -> ExitStatus {
+        drop(self.process.child.stdin.take());
+        self.process.child.wait().unwrap()
+    }
+
+    /// Starts the server again on the same data; clients made before find it.
+    pub fn start_again(&mut self) {
+        self.process.kill();
+        let (process, url) = Process::start(&command(self.folder.path(), &self.start));
+        self.process = process;
+        *self.base.write().unwrap() = url;
+        self.client().get("/readyz").expect(200);
+    }
+
+    /// SIGKILL, and a new start on the same data.
+    pub fn crash(&mut self) {
+        self.kill9();
+        self.start_again();
+    }
+
+    /// A good end, and a new start on the same data.
+    pub fn restart(&mut self) {
+        let ended = self.stop();
+        assert!(ended.success(), "{ended}\n{}", self.log());
+        self.start_again();
+    }
+
+    /// Tries to start one more server on the same data, which must fail; gives its exit code and its words.
+    pub fn second_start(&self) -> (Option<i32>, String) {
+        let output = Command::from(command(self.folder.path(), &self.start))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// The names in a folder, in order.
+fn files(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+struct Arguments {
+    program: PathBuf,
+    arguments: Vec<String>,
+    operator_key: Option<&'static str>,
+}
+
+fn command(folder: &Path, start: &Start) -> Arguments {
+    let mut arguments: Vec<String> =
+        ["--json", "serve", "--listen", "127.0.0.1:0", "--until-stdin-ends", "--data"]
+            .map(str::to_owned)
+            .into();
+    arguments.push(folder.join("data").display().to_string());
+    if !start.settings.is_empty() {
+        let file = folder.join("settings.toml");
+        std::fs::write(&file, &start.settings).unwrap();
+        arguments.extend(["--config".to_owned(), file.display().to_string()]);
+    }
+    if let Some(policies) = &start.policies {
+        arguments.extend(["--policies".to_owned(), policies.display().to_string()]);
+    }
+    let operator_key = (!start.own_operator_key).then_some(OPERATOR_KEY);
+    Arguments { program: artefacts::binary(), arguments, operator_key }
+}
+
+impl From<Arguments> for Command {
+    fn from(arguments: Arguments) -> Command {
+        (&arguments).into()
+    }
+}
+
+impl From<&Arguments> for Command {
+    fn from(arguments: &Arguments) -> Command {
+        let mut command = Command::new(&arguments.program);
+        command.args(&arguments.arguments).env_remove("SANDPIPER_OPERATOR_KEY");
+        if let Some(key) = arguments.operator_key {
+            command.env("SANDPIPER_OPERATOR_KEY", key);
+        }
+        command
+    }
+}
+
+impl Process {
+    /// Starts the server and waits for its address.
+    fn start(arguments: &Arguments) -> (Self, String) {
+        let mut command = Command::from(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the server can be started");
+        let log = Arc::new(Mutex::new(String::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let reader = std::thread::spawn({
+            let log = log.clone();
+            move || {
+                for line in stderr.split(b'\n').map_while(Result::ok) {
+                    let mut log = log.lock().unwrap();
+                    log.push_str(&String::from_utf8_lossy(&line));
+                    log.push('\n');
+                }
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut process = Process { child, log, reader: Some(reader) };
+        // The announcement is one JSON value over several lines.
+        let mut said = String::new();
+        let url = loop {
+            if stdout.read_line(&mut said).unwrap_or(0) == 0 {
+                process.kill();
+                panic!("the server did not start: {said}\n{}", process.log.lock().unwrap());
+            }
+            if let Ok(value) = serde_json::from_str::<Value>(&said) {
+                break value["listening"].as_str().expect("an address").to_owned();
+            }
+        };
+        std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
+        (process, url)
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- the server's log ---\n{}---", self.log.lock().unwrap());
+        }
+    }
+}
