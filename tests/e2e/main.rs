@@ -7,3 +7,7 @@
 )]
 
 mod examples;
+mod models;
+mod names;
+mod tensors;
+mod uploads;

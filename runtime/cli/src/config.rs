@@ -20,6 +20,20 @@ use crate::{
 /// The server of a developer's own machine.
 const SERVER_DEFAULT: &str = "http://127.0.0.1:8080";
 
+/// Errors of the engines below take a back-trace when the environment asks for one, which nobody is shown and which
+/// makes each refusal of a model tens of times slower. Panics keep theirs. Call it before there is a second thread.
+#[allow(clippy::disallowed_methods)]
+pub(crate) fn settle_backtraces() {
+    const POLICY: &str = "RUST_LIB_BACKTRACE";
+    if std::env::var_os(POLICY).is_none() {
+        // SAFETY: `main` calls this first, while the process has one thread.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var(POLICY, "0");
+        }
+    }
+}
+
 /// What the file holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

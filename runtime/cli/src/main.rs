@@ -22,6 +22,7 @@ use clap::{Parser, error::ErrorKind as ClapErrorKind};
 use crate::error::{CliError, Kind};
 
 fn main() -> ExitCode {
+    config::settle_backtraces();
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse_arguments(&error),

@@ -13,6 +13,9 @@ use crate::{
     upload::{UploadError, short},
 };
 
+/// What WebAssembly counts memory in.
+const WASM_PAGE_BYTES: u64 = 64 << 10;
+
 /// Why code could not be made ready.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CodeError {
@@ -124,7 +127,10 @@ impl Sandboxes {
         // with a key that only this node holds.
         let compiled = unsafe { Compiled::deserialize(&self.engine, code) }.map_err(node_error)?;
         let memory_bytes_min = compiled.resources_required().map_or(0, |needs| {
-            u64::from(needs.num_memories) * needs.max_initial_memory_size.unwrap_or(0)
+            // In pages, as WebAssembly counts; a sum too high to represent is too high anyway.
+            let pages = u64::from(needs.num_memories)
+                .saturating_mul(needs.max_initial_memory_size.unwrap_or(0));
+            pages.saturating_mul(WASM_PAGE_BYTES)
         });
         if let Err(error) = compiled.initialize_copy_on_write_image() {
             tracing::debug!(%error, "no copy-on-write image");

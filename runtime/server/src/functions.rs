@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use sandpiper_control::{Catalog, FunctionVersion};
 use sandpiper_domain::{FunctionName, TenantName};
 use sandpiper_sandbox::{CodeError, FunctionCode, FunctionLog, Sandboxes};
@@ -15,7 +15,7 @@ pub(crate) struct FunctionRuntime {
     code: OnceCell<FunctionCode>,
     pub(crate) gate: Gate,
     pub(crate) log: Arc<FunctionLog>,
-    pub(crate) metrics: FunctionMetrics,
+    pub(crate) metrics: Arc<FunctionMetrics>,
 }
 
 impl FunctionRuntime {
@@ -39,13 +39,19 @@ impl FunctionRuntime {
     }
 }
 
-type Key = (TenantName, FunctionName, u32);
+/// Functions whose metrics carry their names; the rest share one name, or a tenant could grow the metrics without bound.
+const NAMED_FUNCTIONS_MAX: usize = 2_000;
+
+type Name = (TenantName, FunctionName);
 
 /// All of them.
 #[derive(Default)]
 pub(crate) struct FunctionRuntimes {
-    versions: DashMap<Key, Arc<FunctionRuntime>>,
-    logs: DashMap<(TenantName, FunctionName), Arc<FunctionLog>>,
+    versions: DashMap<(TenantName, FunctionName, u32), Arc<FunctionRuntime>>,
+    /// What all versions of a function share.
+    shared: DashMap<Name, (Arc<FunctionLog>, Arc<FunctionMetrics>)>,
+    /// Names that metrics have shown. They stay when a function goes: the exporter forgets none either.
+    named: DashSet<Name>,
 }
 
 impl FunctionRuntimes {
@@ -59,21 +65,35 @@ impl FunctionRuntimes {
         if let Some(runtime) = self.versions.get(&key) {
             return runtime.clone();
         }
-        let log = self.log(tenant, function);
+        let (log, metrics) = self.shared(tenant, function);
+        let gate = || Gate::new(version.manifest.scale.max, version.grant.tenant.queue);
         let runtime = self.versions.entry(key).or_insert_with(|| {
-            Arc::new(FunctionRuntime {
-                code: OnceCell::new(),
-                gate: Gate::new(version.manifest.scale.max, version.grant.tenant.queue),
-                log,
-                metrics: FunctionMetrics::new(tenant, function),
-            })
+            Arc::new(FunctionRuntime { code: OnceCell::new(), gate: gate(), log, metrics })
         });
         runtime.clone()
     }
 
     /// The log that all versions of a function share.
     pub(crate) fn log(&self, tenant: &TenantName, function: &FunctionName) -> Arc<FunctionLog> {
-        self.logs.entry((tenant.clone(), function.clone())).or_default().clone()
+        self.shared(tenant, function).0
+    }
+
+    fn shared(
+        &self,
+        tenant: &TenantName,
+        function: &FunctionName,
+    ) -> (Arc<FunctionLog>, Arc<FunctionMetrics>) {
+        let name = (tenant.clone(), function.clone());
+        let shared = self.shared.entry(name.clone()).or_insert_with(|| {
+            let is_named = self.named.contains(&name)
+                || (self.named.len() < NAMED_FUNCTIONS_MAX && self.named.insert(name));
+            let metrics = match is_named {
+                true => FunctionMetrics::new(tenant.to_string(), function.to_string()),
+                false => FunctionMetrics::new("other", "other"),
+            };
+            (Arc::default(), Arc::new(metrics))
+        });
+        shared.clone()
     }
 
     /// Keeps what the catalog still has, and drops the rest; running invocations hold what they need.
@@ -82,6 +102,6 @@ impl FunctionRuntimes {
         self.versions.retain(|(tenant, function, version), _| {
             snapshot.function(tenant, function).is_some_and(|f| f.versions.get(*version).is_some())
         });
-        self.logs.retain(|(tenant, function), _| snapshot.function(tenant, function).is_some());
+        self.shared.retain(|(tenant, function), _| snapshot.function(tenant, function).is_some());
     }
 }

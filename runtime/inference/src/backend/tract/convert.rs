@@ -87,11 +87,18 @@ pub(super) fn from_tract(tensor: Arc<TractTensor>) -> Option<Tensor> {
     };
     let datatype = data_type(tensor.datum_type())?;
     let shape: Vec<u64> = tensor.shape().iter().map(|dim| *dim as u64).collect();
-    if !tensor.is_plain_ram() || tensor.strides() != &*TractTensor::natural_strides(tensor.shape())
-    {
+    if !tensor.is_plain_ram() || !is_row_major(&tensor) {
         return None;
     }
     Tensor::new(datatype, &shape, Bytes::from_owner(Owner(tensor))).ok()
+}
+
+/// Strides of axes that have one step say nothing.
+fn is_row_major(tensor: &TractTensor) -> bool {
+    let natural = TractTensor::natural_strides(tensor.shape());
+    let mut axes = tensor.shape().iter().zip(tensor.strides()).zip(natural);
+    tensor.shape().contains(&0)
+        || axes.all(|((size, stride), natural)| *size == 1 || *stride == natural)
 }
 
 /// Whether the type is the symbolic integer of shapes.

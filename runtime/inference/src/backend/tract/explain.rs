@@ -79,9 +79,8 @@ fn is_dump(word: &str) -> bool {
         "F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "Bool",
         "String", "TDim", "Blob",
     ];
-    let (shape, datum) = word.rsplit_once(',').unwrap_or(("", word));
+    let datum = word.rsplit_once(',').map_or(word, |(_, datum)| datum);
     TYPES.contains(&datum)
-        && shape.chars().all(|c| c.is_ascii_alphanumeric() || c == ',' || c == '_')
 }
 
 fn cut(text: String) -> String {

@@ -37,16 +37,16 @@ fn product_fits(op: &OptMatMul, inputs: &[TValue], symbols: &SymbolValues) -> Op
                 inputs.get(*input)?.len() > 0
             }
             ProtoFusedSpec::BinPerRow(input, _, map) => {
-                vector_fits(inputs.get(*input)?, map, &shape, rows)?
+                vector_fits(inputs.get(*input)?, map, &shape, op.c_m_axis, rows)?
             }
             ProtoFusedSpec::BinPerCol(input, _, map) => {
-                vector_fits(inputs.get(*input)?, map, &shape, columns)?
+                vector_fits(inputs.get(*input)?, map, &shape, op.c_n_axis, columns)?
             }
             ProtoFusedSpec::AddRowColProducts(row, column) => {
                 inputs.get(*row)?.len() >= rows && inputs.get(*column)?.len() >= columns
             }
             ProtoFusedSpec::AddUnicast(_, input, map) => {
-                vector_fits(inputs.get(*input)?, map, &shape, 1)?
+                vector_fits(inputs.get(*input)?, map, &shape, None, 1)?
             }
             ProtoFusedSpec::Scaler(_) | ProtoFusedSpec::Store(_) => true,
         };
@@ -68,15 +68,18 @@ fn operand<'a>(operand: &'a MatMulOperand, inputs: &'a [TValue]) -> Option<&'a d
     }
 }
 
-/// Whether the axes that the product walks are long enough, and the rest holds `count` elements.
+/// Whether the axes that the product walks are long enough, and the rest, with the kernel's own axis, holds the
+/// `count` elements that the kernel reads.
 fn vector_fits(
     value: &TValue,
     map: &MapOutputAxisToInput,
     product: &[usize],
+    own: Option<usize>,
     count: usize,
 ) -> Option<bool> {
     let mut rest = value.len();
-    for &(from, to) in &map.0 {
+    // The kernel walks its own axis; the product offsets the others.
+    for &(from, to) in map.0.iter().filter(|(from, _)| Some(*from) != own) {
         let (walked, held) = (*product.get(from)?, *value.shape().get(to)?);
         if held < walked {
             return Some(false);
