@@ -6,8 +6,18 @@
     reason = "what goes wrong here is a failing test"
 )]
 
+mod cancel;
+mod cli;
+mod edge;
 mod examples;
+mod functions;
+mod invocation;
+mod keys;
+mod limits;
+mod logs;
 mod models;
 mod names;
+mod persistence;
+mod sharing;
 mod tensors;
 mod uploads;

@@ -259,6 +259,8 @@ fn a_memory_bomb_in_a_model_is_refused_before_it_goes_off() {
         server.still_runs();
     }
     tenant.client.get("/api/v1/models/bomb").refused(404, "not_found");
+    let peak = server.memory_peak_mib();
+    assert!(peak < 2048, "the server took {peak} MiB");
 }
 
 #[test]

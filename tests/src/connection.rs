@@ -32,6 +32,9 @@ impl Connection {
     /// Reads one response, and leaves what comes after it.
     pub fn answer(&mut self) -> Answer {
         let mut answer = self.head();
+        if matches!(answer.status, 204 | 304) {
+            return answer;
+        }
         let body = &mut answer.body;
         let number = |name| answer.headers.get(name).and_then(|v| v.to_str().ok()?.parse().ok());
         let is_chunked =

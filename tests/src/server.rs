@@ -81,6 +81,14 @@ impl Server {
         self.process.child.id()
     }
 
+    /// The most memory that the process has held so far, in MiB.
+    pub fn memory_peak_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.expect("the kernel tells the peak") / 1024
+    }
+
     /// Fails unless the process is the one that was started.
     #[track_caller]
     pub fn still_runs(&mut self) {
@@ -163,10 +171,9 @@ impl Server {
 
     /// Tries to start one more server on the same data, which must fail; gives its exit code and its words.
     pub fn second_start(&self) -> (Option<i32>, String) {
-        let output = Command::from(command(self.folder.path(), &self.start))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let mut arguments = command(self.folder.path(), &self.start);
+        arguments.arguments.retain(|argument| argument != "--until-stdin-ends");
+        let output = Command::from(arguments).stdin(Stdio::null()).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 }

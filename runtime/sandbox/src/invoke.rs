@@ -8,7 +8,7 @@
 
 use std::{
     future::poll_fn,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     task::Poll,
     time::{Duration, Instant},
@@ -111,7 +111,9 @@ impl Sandboxes {
         );
         let fault_of_guest = fault.clone();
         let mut guest: GuestFuture = Box::pin(async move {
-            let ended = match tokio::time::timeout_at(deadline.into(), guest).await {
+            // The guest outlives the wait for it, so that its sandbox, when it is dropped, knows the cause.
+            let mut guest = pin!(guest);
+            let ended = match tokio::time::timeout_at(deadline.into(), guest.as_mut()).await {
                 Ok(ended) => ended,
                 Err(_) => Err(wall_exceeded),
             };

@@ -102,7 +102,15 @@ pub(crate) async fn answer(
         Err(never) => match never {},
     };
     let mut response = match problem_of(&response) {
-        Some(problem) => problem.into_response(&id),
+        Some(problem) => {
+            // The router alone knows which methods an address answers to; RFC 9110 wants them told.
+            let allow = response.headers().get(header::ALLOW).cloned();
+            let mut response = problem.into_response(&id);
+            if let Some(allow) = allow {
+                response.headers_mut().insert(header::ALLOW, allow);
+            }
+            response
+        }
         None => response.map(EdgeBody::Api),
     };
     if let Ok(id) = HeaderValue::from_str(&id) {
