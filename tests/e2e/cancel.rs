@@ -77,8 +77,7 @@ fn a_disconnected_clients_queued_inference_never_runs() {
     let inference = |server: &Server| {
         server.metrics().sum("sandpiper_inference_microseconds_total", &[("function", "m")])
     };
-    let depth =
-        |server: &Server| server.metrics().sum("sandpiper_inference_queue_depth", &[]);
+    let depth = |server: &Server| server.metrics().sum("sandpiper_inference_queue_depth", &[]);
     // What one run costs.
     tenant.invoke("m", SLOW).expect(200);
     let one = inference(&server);

@@ -6,7 +6,9 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use sandpiper_tests::{OPERATOR_KEY, Server, Tenant, binary, example, expected, guest, model, repository};
+use sandpiper_tests::{
+    OPERATOR_KEY, Server, Tenant, binary, example, expected, guest, model, repository,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -98,7 +100,8 @@ fn tenants_and_keys_are_managed() {
     assert_eq!(operator.json(&["tenant", "create", "acme", "--tier", "free"])["tier"], "free");
     assert_eq!(operator.json(&["tenant", "list"])["tenants"][0]["name"], "acme");
     assert_eq!(operator.json(&["tenant", "show", "acme"])["limits"]["functions"], 10);
-    let create = ["--tenant", "acme", "key", "create", "--scopes", "invoke,keys", "--expires", "30d"];
+    let create =
+        ["--tenant", "acme", "key", "create", "--scopes", "invoke,keys", "--expires", "30d"];
     let key = operator.json(&create);
     assert_eq!(key["scopes"], serde_json::json!(["invoke", "keys"]));
     let member = Person::new(&server, key["key"].as_str().unwrap());
@@ -189,7 +192,10 @@ fn every_class_of_failure_has_its_exit_code() {
     person.fails(2, &["models", "push", "no-such-file.onnx"]);
     let unreachable = person.fails(3, &["--server", "http://127.0.0.1:1", "functions", "list"]);
     assert!(unreachable["hint"].as_str().unwrap().contains("sandpiper serve"), "{unreachable}");
-    assert_eq!(person.fails(4, &["--key", "nonsense", "functions", "list"])["code"], "key_malformed");
+    assert_eq!(
+        person.fails(4, &["--key", "nonsense", "functions", "list"])["code"],
+        "key_malformed"
+    );
     assert_eq!(person.fails(4, &["tenant", "list"])["code"], "operator_only");
     assert_eq!(person.fails(5, &["functions", "show", "nothing"])["code"], "not_found");
     assert_eq!(person.fails(5, &["invoke", "nothing"])["code"], "not_found");
@@ -219,11 +225,14 @@ fn a_large_upload_with_a_bad_key_hears_of_the_key() {
 fn a_bad_upload_is_explained() {
     let server = Server::start();
     let (_tenant, person) = member(&server);
+    // What can be seen without the server is.
     let text = person.file("text.wasm", b"not wasm");
-    let error = person.fails(6, &["deploy", &digits_folder(), "--component", &text]);
-    assert_eq!(error["code"], "not_wasm");
+    person.fails(2, &["deploy", &digits_folder(), "--component", &text]);
+    let module = person.file("module.wasm", &wat::parse_str("(module)").unwrap());
+    let error = person.fails(6, &["deploy", &digits_folder(), "--component", &module]);
+    assert_eq!(error["code"], "core_module");
     assert!(error["hint"].as_str().unwrap().contains("wasm32-wasip2"), "{error}");
-    let output = person.run(&["deploy", &digits_folder(), "--component", &text]);
+    let output = person.run(&["deploy", &digits_folder(), "--component", &module]);
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(words.contains("error: ") && words.contains("next: "), "{words}");
     person.fails(2, &["deploy", "no-such-folder"]);
@@ -236,8 +245,12 @@ fn defaults_come_from_the_config_file() {
     let run = |arguments: &[&str], stdin: &str| {
         let mut command = person.command(arguments);
         command.env_remove("SANDPIPER_SERVER").env_remove("SANDPIPER_KEY");
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
         child.wait_with_output().unwrap()
     };

@@ -147,7 +147,14 @@ fn a_json_body_that_is_wrong_or_too_large_is_refused() {
     let server = Server::start();
     let operator = server.operator();
     let post = |body: &[u8]| operator.call("POST", "/api/v1/tenants").body(body).send();
-    for body in [&b""[..], b"{", b"[]", b"{\"name\":1}", b"\xff", b"{\"name\":\"a\",\"tier\":\"free\",\"x\":1}"] {
+    for body in [
+        &b""[..],
+        b"{",
+        b"[]",
+        b"{\"name\":1}",
+        b"\xff",
+        b"{\"name\":\"a\",\"tier\":\"free\",\"x\":1}",
+    ] {
         post(body).refused(400, "bad_request");
     }
     let nested = "[".repeat(60_000);
@@ -175,4 +182,34 @@ fn a_good_end_lets_running_requests_finish() {
         body.extend_from_slice(&chunk);
     }
     assert!(String::from_utf8_lossy(&body).ends_with("chunk 9\n"), "{body:?}");
+}
+
+#[test]
+fn a_refusal_before_the_body_is_read_keeps_the_connection_or_says_that_it_ends() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "standard");
+    for (path, status) in [
+        ("/api/v1/functions/x", 405),
+        ("/api/v1/nothing", 404),
+        ("/api/v1/tenants", 403),
+        ("/fn/acme/nothing/", 404),
+    ] {
+        let mut connection = server.connect();
+        connection.send(format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 4\r\n\r\n",
+            tenant.key
+        ));
+        let answer = connection.answer().expect(status);
+        if answer.header("connection") == Some("close") {
+            continue;
+        }
+        // A client with a pool believes that it can go on, so it must be able to.
+        let next = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+        connection.send("body").send(next);
+        let line = connection.try_line();
+        assert!(
+            line.starts_with("HTTP/1.1 200"),
+            "{path}: the connection ended unannounced: {line:?}"
+        );
+    }
 }

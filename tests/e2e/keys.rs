@@ -64,7 +64,10 @@ fn a_deleted_tenant_takes_everything_with_it() {
     assert_eq!(server.blobs().len(), 0, "the component is swept with its tenant");
     // A tenant of the same name later inherits nothing.
     let again = server.tenant("acme", "standard");
-    assert_eq!(again.client.get("/api/v1/functions").expect(200).json(), json!({ "functions": [] }));
+    assert_eq!(
+        again.client.get("/api/v1/functions").expect(200).json(),
+        json!({ "functions": [] })
+    );
 }
 
 #[test]
@@ -73,10 +76,19 @@ fn a_missing_key_is_refused() {
     let tenant = server.tenant("acme", "standard");
     tenant.deploy("counter", "");
     let stranger = server.client();
-    for path in ["/api/v1/functions", "/api/v1/whoami", "/fn/acme/counter/", "/fn/acme/nothing/", "/metrics"] {
+    for path in [
+        "/api/v1/functions",
+        "/api/v1/whoami",
+        "/fn/acme/counter/",
+        "/fn/acme/nothing/",
+        "/metrics",
+    ] {
         let answer = stranger.get(path).refused(401, "unauthenticated");
         assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{path}");
-        assert!(answer.json()["error"]["hint"].as_str().unwrap().contains("Authorization"), "{path}");
+        assert!(
+            answer.json()["error"]["hint"].as_str().unwrap().contains("Authorization"),
+            "{path}"
+        );
     }
     let basic = stranger.with_header("authorization", "Basic dXNlcjpwYXNz");
     basic.get("/api/v1/functions").refused(401, "unauthenticated");
@@ -110,7 +122,9 @@ fn an_expired_key_is_refused() {
     let soon = new_key(&tenant, &json!({ "expires_at": rfc3339_in(2) }));
     let key = client(&server, &soon);
     key.get("/api/v1/whoami").expect(200);
-    sandpiper_tests::until("the key expires", || (key.get("/api/v1/whoami").status != 200).then_some(()));
+    sandpiper_tests::until("the key expires", || {
+        (key.get("/api/v1/whoami").status != 200).then_some(())
+    });
     key.get("/api/v1/whoami").refused(401, "key_expired");
     key.get("/fn/acme/counter/").refused(401, "key_expired");
     let later = new_key(&tenant, &json!({ "expires_at": "2999-12-31T23:59:59Z" }));
@@ -230,7 +244,9 @@ fn a_key_passes_on_no_more_than_it_has() {
     limited.post_json(path, &json!({ "scopes": ["deploy"] })).refused(403, "missing_scope");
     let made = limited.post_json(path, &json!({})).expect(201).json();
     assert_eq!(made["scopes"], json!(["invoke", "keys"]));
-    for bad in [json!({ "scopes": ["root"] }), json!({ "scope": ["invoke"] }), json!([]), json!("x")] {
+    for bad in
+        [json!({ "scopes": ["root"] }), json!({ "scope": ["invoke"] }), json!([]), json!("x")]
+    {
         limited.post_json(path, &bad).refused(400, "bad_request");
     }
 }
@@ -253,7 +269,10 @@ fn keys_are_listed_without_their_secrets() {
     let wal = std::fs::read(server.data().join("sandpiper.db-wal")).unwrap_or_default();
     let secret = key["key"].as_str().unwrap().rsplit('_').next().unwrap().as_bytes();
     for file in [database, wal] {
-        assert!(!file.windows(secret.len()).any(|window| window == secret), "a key lies in plain text");
+        assert!(
+            !file.windows(secret.len()).any(|window| window == secret),
+            "a key lies in plain text"
+        );
     }
 }
 

@@ -105,14 +105,14 @@ fn no_response_is_told() {
 
 #[test]
 fn too_many_handles_are_stopped() {
-    let kinds = ["/handles", "/handles?kind=pollable", "/handles?kind=tensor", "/tensor?case=many-inputs"];
+    let kinds =
+        ["/handles", "/handles?kind=pollable", "/handles?kind=tensor", "/tensor?case=many-inputs"];
     ends("cpu_ms = 5000", &kinds, 502, "trap");
 }
 
 #[test]
 fn a_bomb_of_tensors_is_stopped() {
-    let answer =
-        ends("tensor_mib = 4", &["/tensor?case=many-tensors"], 502, "memory_exceeded");
+    let answer = ends("tensor_mib = 4", &["/tensor?case=many-tensors"], 502, "memory_exceeded");
     assert!(answer.message().contains("4 MiB"), "{answer:?}");
 }
 
@@ -230,7 +230,8 @@ fn a_full_queue_answers_429() {
     // 4 run and 16 wait; the burst of 40 is not reached.
     tenant.put_function("m", &guest("misbehave"), "[limits]\nwall_ms = 2000").expect(201);
     let answers: Vec<Answer> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..26).map(|_| scope.spawn(|| tenant.invoke("m", "/hang"))).collect();
+        let threads: Vec<_> =
+            (0..26).map(|_| scope.spawn(|| tenant.invoke("m", "/hang"))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let count = |code| {

@@ -30,7 +30,8 @@ fn lines_are_kept_with_stream_time_and_request() {
     assert_eq!(texts(&logs), ["out 0 ", "err 0 ", "out 1 ", "err 1 "]);
     for line in logs["lines"].as_array().unwrap() {
         assert_eq!(line["request_id"], "my-request");
-        let stream = if line["text"].as_str().unwrap().starts_with("out") { "stdout" } else { "stderr" };
+        let stream =
+            if line["text"].as_str().unwrap().starts_with("out") { "stdout" } else { "stderr" };
         assert_eq!(line["stream"], stream);
         assert!(line["time"].as_str().unwrap().ends_with('Z'));
     }

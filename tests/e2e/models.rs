@@ -6,8 +6,7 @@ use sandpiper_tests::{Answer, Server, Tenant, expected, model, read};
 use serde_json::{Value, json};
 
 fn corpus() -> Vec<Value> {
-    let all: Value =
-        serde_json::from_slice(&read(expected("models/expected.json"))).unwrap();
+    let all: Value = serde_json::from_slice(&read(expected("models/expected.json"))).unwrap();
     all["models"].as_array().unwrap().clone()
 }
 
@@ -83,10 +82,9 @@ fn floats(ty: &str, bytes: &Value) -> Vec<f64> {
     let bytes: Vec<u8> =
         bytes.as_array().unwrap().iter().map(|byte| byte.as_u64().unwrap() as u8).collect();
     match ty {
-        "FP32" => bytes
-            .chunks(4)
-            .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
-            .collect(),
+        "FP32" => {
+            bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
+        }
         _ => bytes.chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
     }
 }
@@ -113,9 +111,9 @@ fn check_output(what: &str, ours: &Value, spec: &Value) {
 fn passes(case: &Value) -> bool {
     let fits = |tensors: &Value| {
         let tensors = tensors.as_object().into_iter().flatten();
-        tensors.flat_map(|(_, spec)| spec["data"].as_array().unwrap()).all(|value| {
-            value.as_u64().is_none_or(|value| i64::try_from(value).is_ok())
-        })
+        tensors
+            .flat_map(|(_, spec)| spec["data"].as_array().unwrap())
+            .all(|value| value.as_u64().is_none_or(|value| i64::try_from(value).is_ok()))
     };
     fits(&case["inputs"]) && fits(&case["outputs"])
 }
@@ -173,8 +171,7 @@ fn check_signature(file: &str, version: &Value, entry: &Value) {
         dims.as_array().unwrap().iter().map(|dim| dim.as_i64().unwrap_or(-1)).collect()
     };
     for side in ["inputs", "outputs"] {
-        let (ours, theirs) =
-            (version[side].as_array().unwrap(), entry[side].as_array().unwrap());
+        let (ours, theirs) = (version[side].as_array().unwrap(), entry[side].as_array().unwrap());
         assert_eq!(ours.len(), theirs.len(), "{file}: {side}");
         for (ours, theirs) in ours.iter().zip(theirs) {
             assert_eq!(ours["name"], theirs["name"], "{file}: {side}");
@@ -224,7 +221,12 @@ fn every_model_that_cannot_be_is_refused() {
         let code = answer.header("x-sandpiper-error").unwrap_or_default().to_owned();
         let wanted = codes.get(file).copied();
         if answer.status != 422 || wanted.is_some_and(|wanted| wanted != code) {
-            failures.push(format!("{file} ({}): {} {}", entry["about"], answer.status, answer.text()));
+            failures.push(format!(
+                "{file} ({}): {} {}",
+                entry["about"],
+                answer.status,
+                answer.text()
+            ));
         }
         server.still_runs();
     }

@@ -37,9 +37,11 @@ fn hostile() -> Vec<String> {
     names
 }
 
+/// Each request has a connection of its own: what is refused before its body is read may end the connection.
 fn deployed(server: &Server) -> Tenant {
-    let tenant = server.tenant("acme", "standard");
+    let mut tenant = server.tenant("acme", "standard");
     tenant.deploy("counter", "");
+    tenant.client = tenant.client.with_header("connection", "close");
     tenant
 }
 

@@ -18,7 +18,9 @@ fn everything_is_there_after_a_kill_9() {
     let (acme, beta) = (server.tenant("acme", "standard"), server.tenant("beta", "dedicated"));
     let key = acme.with_scopes(&["invoke"]);
     acme.put_model("digits", &model("digits")).expect(201);
-    acme.client.put_json("/api/v1/models/digits/grants", &json!({ "tenants": ["beta"] })).expect(200);
+    acme.client
+        .put_json("/api/v1/models/digits/grants", &json!({ "tenants": ["beta"] }))
+        .expect(200);
     beta.put_function("m", &guest("misbehave"), "").expect(201);
     acme.put_function("f", &guest("misbehave"), "[env]\nN = \"1\"").expect(201);
     acme.put_function("f", &guest("misbehave"), "[env]\nN = \"2\"").expect(201);
@@ -99,7 +101,8 @@ fn no_acknowledged_write_is_lost_in_ten_crashes_under_load() {
                         if stop.load(Relaxed) {
                             return;
                         }
-                        let (kind, body) = if n % 2 == 0 { ("models", onnx) } else { ("functions", component) };
+                        let (kind, body) =
+                            if n % 2 == 0 { ("models", onnx) } else { ("functions", component) };
                         let path = format!("/api/v1/{kind}/w{writer}-{round}-{n}");
                         let sent = tenant.client.call("PUT", &path).body(body).try_send();
                         match sent {

@@ -109,7 +109,9 @@ fn a_grant_that_makes_no_sense_is_refused() {
     let tenant = server.tenant("acme", "standard");
     tenant.put_model("digits", &model("digits")).expect(201);
     let path = "/api/v1/models/digits/grants";
-    for body in [json!({}), json!({ "tenants": "beta" }), json!({ "tenants": 1 }), json!({ "tenant": [] })] {
+    for body in
+        [json!({}), json!({ "tenants": "beta" }), json!({ "tenants": 1 }), json!({ "tenant": [] })]
+    {
         tenant.client.put_json(path, &body).refused(400, "bad_request");
     }
     let body = json!({ "tenants": ["../x"] });

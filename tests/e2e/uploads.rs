@@ -5,8 +5,7 @@ use serde_json::json;
 
 /// A component that is fine but for what `parts` add.
 fn component(parts: &str) -> Vec<u8> {
-    let handler =
-        r#"(instance $i) (export "wasi:http/incoming-handler@0.2.3" (instance $i))"#;
+    let handler = r#"(instance $i) (export "wasi:http/incoming-handler@0.2.3" (instance $i))"#;
     wat::parse_str(format!("(component {parts} {handler})")).unwrap()
 }
 
@@ -70,9 +69,11 @@ fn an_import_outside_the_list_is_refused_by_name() {
            (import "wasi:nn/graph@0.2.0-rc-2024-08-19" (instance))"#,
     );
     let message = refused(&upload, "forbidden_imports").message();
-    for name in
-        ["wasi:keyvalue/store@0.2.0", "acme:secrets/vault@1.0.0", "wasi:nn/graph@0.2.0-rc-2024-08-19"]
-    {
+    for name in [
+        "wasi:keyvalue/store@0.2.0",
+        "acme:secrets/vault@1.0.0",
+        "wasi:nn/graph@0.2.0-rc-2024-08-19",
+    ] {
         assert!(message.contains(name), "{name} is not named in {message:?}");
     }
 }
@@ -124,7 +125,8 @@ fn a_body_over_the_cap_is_refused_before_it_is_read() {
     let tenant = server.tenant("small", "free");
     let (key, cap_mib) = (&tenant.key, 16u64);
     for path in ["functions/big", "models/big"] {
-        let length = if path.starts_with("models") { (64u64 << 20) + 1 } else { (cap_mib << 20) + 1 };
+        let length =
+            if path.starts_with("models") { (64u64 << 20) + 1 } else { (cap_mib << 20) + 1 };
         let mut connection = server.connect();
         connection.send(format!(
             "PUT /api/v1/{path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n"
@@ -160,10 +162,7 @@ fn a_refusal_reaches_a_client_that_sends_its_whole_body_first() {
     let server = Server::start();
     let tenant = server.tenant("acme", "standard");
     let body = vec![b'.'; 8 << 20];
-    for (key, name, status) in [
-        (tenant.key.as_str(), "Upper", 400),
-        ("not-a-key", "fine", 401),
-    ] {
+    for (key, name, status) in [(tenant.key.as_str(), "Upper", 400), ("not-a-key", "fine", 401)] {
         for _ in 0..5 {
             let mut connection = server.connect();
             connection.send(format!(
@@ -226,8 +225,7 @@ fn a_bad_manifest_is_refused_and_its_mistake_is_named() {
         let answer = tenant.put_function("bad", &counter, lines).refused(422, "invalid_manifest");
         assert!(answer.message().contains(named), "{lines:?}: {answer:?}");
     }
-    let (kind, body) =
-        multipart(&[("component", &counter), ("manifest", b"name = \"another\"")]);
+    let (kind, body) = multipart(&[("component", &counter), ("manifest", b"name = \"another\"")]);
     let call = tenant.client.call("PUT", "/api/v1/functions/bad").header("content-type", &kind);
     call.body(body).send().refused(422, "invalid_manifest");
     tenant.client.get("/api/v1/functions/bad").refused(404, "not_found");
@@ -249,7 +247,8 @@ fn a_core_module_with_metadata_becomes_a_component() {
     tenant.put_model("digits", &model("digits")).expect(201);
     for target in ["wasm32-wasip2", "wasm32-wasip1"] {
         let name = target.replace("wasm32-", "on-");
-        let answer = tenant.put_function(&name, &guest_for(target, "core_module"), "[env]\nA = \"b\"");
+        let answer =
+            tenant.put_function(&name, &guest_for(target, "core_module"), "[env]\nA = \"b\"");
         let json = answer.expect(201).json();
         assert_ne!(json["digest"], json["source_digest"], "{target}: what runs is not what came");
         assert_eq!(tenant.invoke(&name, "/").expect(200).text(), "core module\n", "{target}");

@@ -56,7 +56,6 @@ pub fn expected(file: &str) -> PathBuf {
     must_exist(folder.join(file))
 }
 
-
 /// What `tests/expected/compute.py` says about the examples, under `digits`, `iris` or `filetype`.
 pub fn expectations(example: &str) -> Vec<Value> {
     let all: Value = serde_json::from_slice(&read(expected("expected.json"))).unwrap();
@@ -66,9 +65,7 @@ pub fn expectations(example: &str) -> Vec<Value> {
 /// A model: `digits` and `iris` of the examples, `magika`, or a file of the corpus such as `slow.onnx`.
 pub fn model(name: &str) -> Vec<u8> {
     match name {
-        "digits" | "iris" => {
-            read(repository().join(format!("examples/{name}/model/{name}.onnx")))
-        }
+        "digits" | "iris" => read(repository().join(format!("examples/{name}/model/{name}.onnx"))),
         "magika" => read(expected("magika.onnx")),
         file => read(expected(&format!("models/{file}"))),
     }

@@ -87,6 +87,13 @@ impl Connection {
         line.trim_end_matches(['\r', '\n']).to_owned()
     }
 
+    /// A line without its end; empty when the connection has ended, however it did.
+    pub fn try_line(&mut self) -> String {
+        let mut line = String::new();
+        let _ = self.stream.read_line(&mut line);
+        line.trim_end_matches(['\r', '\n']).to_owned()
+    }
+
     /// Everything until the other side closes.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();

@@ -15,7 +15,9 @@ mod server;
 mod tenant;
 mod wait;
 
-pub use artefacts::{binary, example, expectations, expected, guest, guest_for, model, read, repository};
+pub use artefacts::{
+    binary, example, expectations, expected, guest, guest_for, model, read, repository,
+};
 pub use client::{Answer, Call, Client, multipart};
 pub use connection::Connection;
 pub use metrics::Metrics;

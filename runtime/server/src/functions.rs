@@ -39,7 +39,8 @@ impl FunctionRuntime {
     }
 }
 
-/// Functions whose metrics carry their names; the rest share one name, or a tenant could grow the metrics without bound.
+/// Functions whose metrics carry their names; the rest share one name, or a tenant could grow the metrics without
+/// bound.
 const NAMED_FUNCTIONS_MAX: usize = 2_000;
 
 type Name = (TenantName, FunctionName);

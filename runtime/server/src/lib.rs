@@ -1,7 +1,7 @@
 //! The edge and the wiring: HTTP in front, the three planes behind, and what ties them together.
 //!
-//! [`app`] is the one place where every part is named; [`dispatch`] is the life of one invocation; [`api`] is the control
-//! plane's REST; [`edge`] is sockets and connections. Only here does anyone know HTTP status and JSON.
+//! [`app`] is the one place where every part is named; [`dispatch`] is the life of one invocation; [`api`] is the
+//! control plane's REST; [`edge`] is sockets and connections. Only here does anyone know HTTP status and JSON.
 
 mod admission;
 mod api;

@@ -276,8 +276,8 @@ impl From<&ModelVersion> for ModelVersionRecord {
     }
 }
 
-/// Where the numbering of deleted functions and models of a tenant stopped. What is made again under an old name goes on
-/// from there: caches and clients know a version by its number, which must never come to mean other bytes.
+/// Where the numbering of deleted functions and models of a tenant stopped. What is made again under an old name
+/// goes on from there: caches and clients know a version by its number, which must never come to mean other bytes.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct RetiredRecord {
     pub(super) functions: RetiredNumbers,

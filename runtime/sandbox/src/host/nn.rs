@@ -1,5 +1,5 @@
-//! `wasi:nn@0.2.0-rc-2024-10-28`: graphs are found by name through the [`ModelSource`] port, and `compute` waits for the
-//! inference plane without holding a thread.
+//! `wasi:nn@0.2.0-rc-2024-10-28`: graphs are found by name through the [`ModelSource`] port, and `compute` waits for
+//! the inference plane without holding a thread.
 //!
 //! 1. A tensor is checked where it is made. The constructor cannot fail, so one that does not add up stays invalid, and
 //!    `compute` says why; one beyond the sandbox's budget of tensor bytes traps.

@@ -8,7 +8,8 @@ use std::{
 };
 
 use anyhow::Context;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, Version, header};
+use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -30,7 +31,7 @@ use crate::{
     app::App,
     config::ServeOptions,
     dispatch,
-    respond::{Problem, REQUEST_ID},
+    respond::{ERROR_HEADER, Problem, REQUEST_ID},
 };
 
 /// How long a client may take for its request's head, and for the first bytes that tell its protocol.
@@ -167,10 +168,17 @@ async fn answer(
     peer: Arc<Peer>,
     request: Request<Incoming>,
 ) -> Result<Response<EdgeBody>, Infallible> {
-    if request.uri().path().starts_with(dispatch::PREFIX) {
-        return Ok(dispatch::answer(&app, &peer, request).await);
+    let may_leave_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
+    let mut response = match request.uri().path().starts_with(dispatch::PREFIX) {
+        true => dispatch::answer(&app, &peer, request).await,
+        false => api::answer(routes, request).await,
+    };
+    // A refusal may come before the body is read, and then hyper ends the connection. A client that is not told would
+    // send its next request into the void.
+    if may_leave_body && response.headers().contains_key(ERROR_HEADER) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(api::answer(routes, request).await)
+    Ok(response)
 }
 
 /// The id that the client gave, if it can be a header and a log field without harm, or a new one.
