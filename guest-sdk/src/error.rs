@@ -120,7 +120,7 @@ impl Error {
     /// |---|---|---|
     /// | `Timeout` | 504 | `model_timeout` |
     /// | `NotFound` | 503 | `model_not_found` |
-    /// | any whose message begins with `busy` or `not ready` | 503 | `model_unavailable` |
+    /// | any whose message begins with `busy` | 503 | `model_unavailable` |
     /// | the others | 502 | `model_invalid_argument`, `model_failed`, … |
     ///
     /// ```
@@ -131,10 +131,10 @@ impl Error {
     /// ```
     pub fn model(failure: ModelFailure, message: impl Into<Cow<'static, str>>) -> Self {
         let message = message.into();
-        let (status, code) = if message.starts_with("busy") || message.starts_with("not ready") {
-            (503, "model_unavailable")
-        } else {
-            failure.status_and_code()
+        // The host's word for a full queue, for which `wasi:nn` has no code.
+        let (status, code) = match message.starts_with("busy") {
+            true => (503, "model_unavailable"),
+            false => failure.status_and_code(),
         };
         Self { failure: Some(failure), ..Self::new(status, code, message) }
     }

@@ -12,6 +12,8 @@ const SIDE_MAX: usize = 4096;
 const PIXELS_MAX: usize = 16 << 20;
 /// What the PNG decoder may allocate beside the pixels: the largest row, twice, and change.
 const PNG_WORK_BYTES_MAX: usize = 4 << 20;
+/// A progressive JPEG is held as coefficients too, up to six bytes a pixel.
+const PROGRESSIVE_PIXELS_MAX: usize = 12 << 20;
 /// A progressive JPEG is decoded again with every scan.
 const JPEG_SCANS_MAX: usize = 32;
 
@@ -111,23 +113,38 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Gray> {
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(Cursor::new(bytes), options);
     decoder.decode_headers().or_unprocessable()?;
-    let (width, height) = match decoder.info() {
-        Some(info) => (usize::from(info.width), usize::from(info.height)),
-        None => return Err(Error::unprocessable("the picture has no header")),
+    let Some(info) = decoder.info() else {
+        return Err(Error::unprocessable("the picture has no header"));
     };
+    let (width, height) = (usize::from(info.width), usize::from(info.height));
     check(width, height)?;
+    if !info.sof.is_sequential_dct() && width * height > PROGRESSIVE_PIXELS_MAX {
+        return Err(Error::unprocessable(format!(
+            "the picture has {width} x {height} pixels, more than a progressive JPEG may have here"
+        )));
+    }
     if decoder.input_colorspace() == Some(ColorSpace::Luma) {
         decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
     }
-    let pixels = decoder.decode().or_unprocessable()?;
-    let luma = if pixels.len() == width * height {
-        pixels
-    } else if pixels.len() == width * height * 3 {
-        pixels.as_chunks().0.iter().map(|[r, g, b]| luminance(*r, *g, *b)).collect()
-    } else {
+    let mut pixels = decoder.decode().or_unprocessable()?;
+    if pixels.len() == width * height * 3 {
+        to_luma(&mut pixels);
+    } else if pixels.len() != width * height {
         return Err(Error::unprocessable("the picture has colours of an unusual kind"));
-    };
-    Ok(Gray { width, height, luma })
+    }
+    Ok(Gray { width, height, luma: pixels })
+}
+
+/// Makes shades of RGB in place: a photo and its shades side by side would take a third more memory.
+fn to_luma(pixels: &mut Vec<u8>) {
+    let count = pixels.len() / 3;
+    for pixel in 0..count {
+        if let Some([red, green, blue]) = pixels[3 * pixel..].first_chunk().copied() {
+            pixels[pixel] = luminance(red, green, blue);
+        }
+    }
+    pixels.truncate(count);
+    pixels.shrink_to_fit();
 }
 
 /// One channel of a translucent pixel that lies on white paper.

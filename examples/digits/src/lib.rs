@@ -27,7 +27,7 @@ pub fn digits(request: Request) -> Result<Response> {
     if body.is_empty() {
         return Err(Error::bad_request("send a PNG or a JPEG as the body"));
     }
-    let pixels = prepare(&decode(body)?)?;
+    let pixels = prepare(decode(body)?)?;
     let image = Tensor::f32([1, 1, SIDE, SIDE], &pixels);
     let outputs = Model::named("digits")?.run([("image", image)])?;
     Response::json(&most_likely(&outputs.get("probs")?.to_f32()?)?)

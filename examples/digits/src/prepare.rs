@@ -17,37 +17,37 @@ pub const SIDE: usize = 8;
 const CONTRAST_MIN: u8 = 16;
 
 /// The pixels for the model: row by row, 0 is no ink and 1 the most ink there is.
-pub fn prepare(gray: &Gray) -> Result<[f32; SIDE * SIDE]> {
+pub fn prepare(gray: Gray) -> Result<[f32; SIDE * SIDE]> {
+    let width = gray.width;
     let ink = ink(gray);
     let most = ink.iter().copied().max().unwrap_or(0);
     let least = ink.iter().copied().min().unwrap_or(0);
     if most - least < CONTRAST_MIN {
         return Err(Error::unprocessable("no digit found: the picture is of one shade"));
     }
-    let bounds = Bounds::of(&ink, gray.width, most);
-    let sums = average(&ink, gray.width, &bounds);
+    let bounds = Bounds::of(&ink, width, most);
+    let sums = average(&ink, width, &bounds);
     let most = sums.iter().copied().max().unwrap_or(0).max(1);
     Ok(sums.map(|sum| (sum as f64 / most as f64) as f32))
 }
 
 /// The border of the picture says which shade is the ground.
-fn ink(gray: &Gray) -> Vec<u8> {
-    let (width, height) = (gray.width, gray.height);
+fn ink(gray: Gray) -> Vec<u8> {
+    let Gray { width, height, mut luma } = gray;
     let mut sum = 0;
     let mut count = 0;
-    for (y, row) in gray.luma.chunks_exact(width).enumerate() {
+    for (y, row) in luma.chunks_exact(width).enumerate() {
         let whole = y == 0 || y == height - 1;
         let step = if whole || width == 1 { 1 } else { width - 1 };
-        for luma in row.iter().step_by(step) {
-            sum += u64::from(*luma);
+        for pixel in row.iter().step_by(step) {
+            sum += u64::from(*pixel);
             count += 1;
         }
     }
     if sum > 127 * count {
-        gray.luma.iter().map(|luma| 255 - luma).collect()
-    } else {
-        gray.luma.clone()
+        luma.iter_mut().for_each(|pixel| *pixel = 255 - *pixel);
     }
+    luma
 }
 
 struct Bounds {

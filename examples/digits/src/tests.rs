@@ -75,6 +75,27 @@ fn what_is_no_picture_of_a_digit_is_refused() {
     }
 }
 
+/// A small JPEG whose header promises more pixels, or another kind of coding.
+fn jpeg_promise(width: u16, height: u16, marker: u8) -> Vec<u8> {
+    let mut bytes = include_bytes!("testdata/dot.jpg").to_vec();
+    let frame = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    bytes[frame + 1] = marker;
+    bytes[frame + 5..frame + 7].copy_from_slice(&height.to_be_bytes());
+    bytes[frame + 7..frame + 9].copy_from_slice(&width.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn a_jpeg_too_large_to_hold_is_refused_by_its_header() {
+    for (width, height, marker, part) in
+        [(4097, 16, 0xc0, "width"), (4096, 3073, 0xc2, "a progressive JPEG")]
+    {
+        let error = decode(&jpeg_promise(width, height, marker)).unwrap_err();
+        assert_eq!(error.status(), 422);
+        assert!(error.message().contains(part), "{error}");
+    }
+}
+
 #[test]
 fn a_model_that_fails_is_a_gateway_error() {
     let _model = testing::model("digits", |_| -> Result<[(&str, Tensor); 0]> {
@@ -100,9 +121,9 @@ fn ink_is_what_differs_from_the_border() {
     let mut paper = [250; 25];
     paper[12] = 50;
     let black = paper.map(|luma| 255 - luma);
-    let from_paper = prepare(&gray(5, &paper)).unwrap();
+    let from_paper = prepare(gray(5, &paper)).unwrap();
     assert_eq!(from_paper, [1.0; 64], "one pixel fills the picture");
-    assert_eq!(from_paper, prepare(&gray(5, &black)).unwrap());
+    assert_eq!(from_paper, prepare(gray(5, &black)).unwrap());
 }
 
 #[test]
@@ -114,7 +135,7 @@ fn a_tall_stroke_is_centred_and_keeps_its_shape() {
         luma[y * 20 + 9] = 0;
         luma[y * 20 + 10] = 0;
     }
-    let pixels = prepare(&gray(20, &luma)).unwrap();
+    let pixels = prepare(gray(20, &luma)).unwrap();
     for row in pixels.chunks(8) {
         assert_eq!(row, [0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
     }
@@ -124,7 +145,7 @@ fn a_tall_stroke_is_centred_and_keeps_its_shape() {
 fn averaging_shares_pixels_between_cells() {
     // Three pixels side by side on 8 cells: the middle one ends two thirds into cell 5.
     let row = [0, 0, 0, 0, 0, 0, 255, 0, 255, 0, 0, 0, 0, 0, 0];
-    let pixels = prepare(&gray(5, &row)).unwrap();
+    let pixels = prepare(gray(5, &row)).unwrap();
     let third = |n: u32| (f64::from(n) / 3.0) as f32;
     // The square is 3 pixels wide and the ink one high: rows 8/3 to 16/3, a third of cell 2 first.
     let expected = [1.0, 1.0, third(2), 0.0, 0.0, third(2), 1.0, 1.0];

@@ -4,7 +4,7 @@ use sandpiper_guest::prelude::*;
 use serde::{Deserialize, Serialize};
 
 const CLASSES: [&str; 3] = ["setosa", "versicolor", "virginica"];
-const ROWS_MAX: usize = 10_000;
+const ROWS_MAX: usize = 1_000;
 
 /// The measures of one flower, in centimetres.
 #[derive(Debug, Deserialize)]
@@ -165,5 +165,14 @@ mod tests {
             assert_eq!(ask(body).0, status, "{body}");
         }
         assert_eq!(ask(r#"{"rows":[[7,1,1,1]]}"#).0, 500, "an unknown class");
+    }
+
+    #[test]
+    fn the_rows_of_one_run_are_bounded() {
+        let _model = model();
+        for (rows, status) in [(ROWS_MAX, 200), (ROWS_MAX + 1, 422)] {
+            let rows = vec!["[1,1,1,1]"; rows].join(",");
+            assert_eq!(ask(&format!(r#"{{"rows":[{rows}]}}"#)).0, status);
+        }
     }
 }

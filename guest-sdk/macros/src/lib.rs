@@ -1,6 +1,7 @@
 //! The `#[handler]` attribute of `sandpiper-guest`. Use it through that crate.
 
 use proc_macro::TokenStream;
+use proc_macro2::{Ident, Span};
 use quote::quote;
 use syn::{Error, ItemFn, parse_macro_input, spanned::Spanned};
 
@@ -57,25 +58,27 @@ fn check(arguments: &proc_macro2::TokenStream, function: &ItemFn) -> Result<(), 
 
 fn expand(function: &ItemFn) -> TokenStream {
     let name = &function.sig.ident;
+    // Names of ours that a handler's own name cannot meet, whatever it is called.
+    let [request, out] = ["request", "out"].map(|name| Ident::new(name, Span::mixed_site()));
     let exported = quote! {
         // The signature is checked on every target, so that `cargo test` finds a wrong one.
         const _: fn(::sandpiper_guest::Request) -> ::sandpiper_guest::Response =
-            |request| ::sandpiper_guest::__private::answer(#name, request);
+            |#request| ::sandpiper_guest::__private::answer(#name, #request);
 
         #[cfg(target_family = "wasm")]
         const _: () = {
-            struct Exported;
+            struct __SandpiperExported;
 
-            impl ::sandpiper_guest::__private::Guest for Exported {
+            impl ::sandpiper_guest::__private::Guest for __SandpiperExported {
                 fn handle(
-                    request: ::sandpiper_guest::__private::IncomingRequest,
-                    out: ::sandpiper_guest::__private::ResponseOutparam,
+                    #request: ::sandpiper_guest::__private::IncomingRequest,
+                    #out: ::sandpiper_guest::__private::ResponseOutparam,
                 ) {
-                    ::sandpiper_guest::__private::serve(#name, request, out);
+                    ::sandpiper_guest::__private::serve(#name, #request, #out);
                 }
             }
 
-            ::sandpiper_guest::__private::export!(Exported);
+            ::sandpiper_guest::__private::export!(__SandpiperExported);
         };
     };
     quote!(#function #exported).into()

@@ -133,7 +133,7 @@ pub(crate) struct New {
     /// What to start from
     #[arg(long, value_enum, default_value_t = Template::Hello)]
     pub(crate) template: Template,
-    /// A checkout of the guest SDK to depend on in place of the published one
+    /// The guest SDK to depend on [default: that of the checkout around you, or of the one this program was built in]
     #[arg(long, value_name = "PATH")]
     pub(crate) sdk: Option<PathBuf>,
 }
@@ -227,9 +227,12 @@ pub(crate) enum Models {
     /// Let other tenants load a model
     Grant {
         name: ModelName,
-        /// Tenants, with commas between them, or `*` for every tenant
-        #[arg(long, value_name = "TENANTS")]
-        to: String,
+        /// Tenants, with commas between them, or `*` for every tenant; they replace those of before
+        #[arg(long, value_name = "TENANTS", required_unless_present = "none")]
+        to: Option<String>,
+        /// Withdraw every grant
+        #[arg(long, conflicts_with = "to")]
+        none: bool,
     },
     /// Move an alias back to where it was before
     Rollback {

@@ -65,6 +65,19 @@ fn an_alias_points_at_a_version_or_at_weights() {
 }
 
 #[test]
+fn grants_are_given_or_withdrawn_and_not_both() {
+    let grant = |rest: &str| match parse(&format!("sandpiper models grant digits{rest}")) {
+        Ok(Cli { command: Command::Models(Models::Grant { to, none, .. }), .. }) => {
+            Some((to, none))
+        }
+        _ => None,
+    };
+    assert_eq!(grant(" --to a,b"), Some((Some("a,b".to_owned()), false)));
+    assert_eq!(grant(" --none"), Some((None, true)));
+    assert_eq!((grant(""), grant(" --to a --none")), (None, None));
+}
+
+#[test]
 fn scopes_are_a_list() {
     let line = "sandpiper key create --scopes invoke,logs --expires 30d";
     let Command::Key(Key::Create { scopes, .. }) = parse(line).unwrap().command else { panic!() };

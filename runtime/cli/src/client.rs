@@ -31,6 +31,9 @@ const LARGE_BODY: usize = 512 * 1024;
 /// Control answers are small; a list of everything still fits.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// What is wrong with the operator's key alone where a tenant's things are meant.
+pub(crate) const OPERATOR_WITHOUT_TENANT: &str = "the operator's key belongs to no tenant";
+
 /// A client of one server.
 pub(crate) struct Client {
     agent: Agent,
@@ -92,11 +95,6 @@ impl Client {
         &self.server
     }
 
-    /// The same server without key and tenant.
-    pub(crate) fn anonymous(&self) -> Self {
-        Client { agent: self.agent.clone(), server: self.server.clone(), key: None, tenant: None }
-    }
-
     pub(crate) fn get(&self, path: &str) -> Result<Value> {
         self.call(Method::GET, path, None)
     }
@@ -142,7 +140,7 @@ impl Client {
         let request = self.request(Method::GET, path).header("accept", "text/event-stream");
         let mut response = self.send(request, (), None)?;
         if !response.status().is_success() {
-            return Err(refusal(&mut response));
+            return Err(refusal(&mut response, Kind::of_status));
         }
         Ok(BufReader::new(response.into_body().into_reader()))
     }
@@ -170,8 +168,7 @@ impl Client {
         if self.key.is_none() {
             return Err(unknown("there is neither a key nor a tenant's name"));
         }
-        let none = || unknown("the operator's key belongs to no tenant");
-        self.whoami()?.tenant.ok_or_else(none)
+        self.whoami()?.tenant.ok_or_else(|| unknown(OPERATOR_WITHOUT_TENANT))
     }
 
     /// Sends a request to a function. An answer of the function's own is a success, whatever its status.
@@ -212,7 +209,7 @@ impl Client {
         };
         // Only our own refusals carry this header; a function's 502 is told from ours by it.
         if response.headers().contains_key("x-sandpiper-error") {
-            return Err(refusal(&mut response));
+            return Err(refusal(&mut response, Kind::of_invocation));
         }
         Ok(response)
     }
@@ -261,7 +258,7 @@ fn parse_header(header: &str) -> Result<(HeaderName, HeaderValue)> {
 /// An answer of the control plane.
 fn answer(mut response: Response<Body>) -> Result<Value> {
     if !response.status().is_success() {
-        return Err(refusal(&mut response));
+        return Err(refusal(&mut response, Kind::of_status));
     }
     let bytes = body(&mut response)?;
     if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -291,7 +288,7 @@ fn not_understood(server: &str) -> CliError {
 }
 
 /// An error of the server's own, in its words.
-fn refusal(response: &mut Response<Body>) -> CliError {
+fn refusal(response: &mut Response<Body>, kind_of: fn(u16) -> Kind) -> CliError {
     let status = response.status().as_u16();
     let header = |name: &str| {
         response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
@@ -303,7 +300,7 @@ fn refusal(response: &mut Response<Body>) -> CliError {
         let value = body.as_ref()?.get("error")?.get(name)?.as_str()?;
         Some(value.to_owned()).filter(|value| !value.is_empty())
     };
-    let kind = Kind::of_status(status);
+    let kind = kind_of(status);
     let what = field("message").unwrap_or_else(|| format!("the server answered {status}"));
     let mut error = CliError::new(kind, crate::output::clean(&what));
     error.code = field("code").or(code).map(String::into_boxed_str);
@@ -331,6 +328,7 @@ fn advice(kind: Kind, status: u16, retry_after: Option<String>) -> Option<String
                 None => "try again shortly".to_owned(),
             });
         }
+        (Kind::Unreachable, _) => "try again; `sandpiper doctor` checks the way to the server",
         (Kind::Function, _) => "see what it printed: sandpiper logs FUNCTION",
         (_, 413) => "send less, or ask the operator for a higher limit",
         (_, 500..) => "the server's log, under this request id, says more",

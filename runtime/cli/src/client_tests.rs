@@ -134,6 +134,16 @@ fn a_functions_own_502_is_an_answer_and_ours_is_an_error() {
 }
 
 #[test]
+fn a_502_of_the_control_plane_is_no_functions() {
+    for status in ["502 Bad Gateway", "504 Gateway Timeout"] {
+        let (server, _thread) = stub(response(status, "", "<html>"));
+        let error = client(&server).get("/api/v1/functions").unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{status}");
+        assert!(error.next.unwrap().contains("doctor"));
+    }
+}
+
+#[test]
 fn a_redirect_of_the_functions_is_not_followed() {
     let (server, _thread) = stub(response("302 Found", "Location: /elsewhere\r\n", ""));
     assert_eq!(client(&server).invoke("acme/f", plain("/")).unwrap().status(), 302);

@@ -30,18 +30,29 @@ pub(crate) enum Kind {
     Function = 8,
     /// The build command failed.
     Build = 9,
+    /// A signal ended it before its end.
+    Interrupted = 130,
 }
 
 impl Kind {
-    /// The class of an answer of the server's own with this status.
+    /// The class of an answer of the control plane with this status.
     pub(crate) fn of_status(status: u16) -> Self {
         match status {
             401 | 403 => Kind::Auth,
             404 => Kind::NotFound,
             429 | 503 => Kind::Busy,
-            502 | 504 => Kind::Function,
+            // No function is asked here: a gateway before the server got no answer from it.
+            502 | 504 => Kind::Unreachable,
             400..=499 => Kind::Rejected,
             _ => Kind::Unexpected,
+        }
+    }
+
+    /// The class of the server's own answer in place of a function's.
+    pub(crate) fn of_invocation(status: u16) -> Self {
+        match status {
+            502 | 504 => Kind::Function,
+            _ => Self::of_status(status),
         }
     }
 
@@ -58,6 +69,7 @@ impl Kind {
             Kind::Busy => "busy",
             Kind::Function => "function_failed",
             Kind::Build => "build_failed",
+            Kind::Interrupted => "interrupted",
         }
     }
 }
@@ -74,7 +86,8 @@ Exit codes:
   6  rejected by the server, or a 4xx of the function's own
   7  busy: a limit was hit (429, 503); try again
   8  the function failed (502, 504, or a 5xx of its own)
-  9  the build failed";
+  9  the build failed
+130  stopped by a signal";
 
 /// A failure and what to do about it. Boxed texts keep every `Result` small.
 #[derive(Debug)]
@@ -182,12 +195,14 @@ mod tests {
             (422, 6),
             (429, 7),
             (500, 1),
-            (502, 8),
+            (502, 3),
             (503, 7),
-            (504, 8),
+            (504, 3),
         ];
         for (status, code) in expected {
             assert_eq!(Kind::of_status(status) as u8, code, "{status}");
+            let invoked = if matches!(status, 502 | 504) { 8 } else { code };
+            assert_eq!(Kind::of_invocation(status) as u8, invoked, "{status}");
         }
     }
 
@@ -214,8 +229,8 @@ mod tests {
 
     #[test]
     fn the_help_names_every_exit_code() {
-        for code in 0..=9 {
-            assert!(EXIT_CODES.contains(&format!("\n  {code}  ")), "{code}");
+        for code in (0..=9).chain([130]) {
+            assert!(EXIT_CODES.contains(&format!("\n{code:>3}  ")), "{code}");
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::error::{CliError, Result};
 /// The name of the manifest.
 pub(crate) const MANIFEST: &str = "sandpiper.toml";
 
+/// Where this program was built. Nothing need be there any more.
+pub(crate) const BUILT_IN: &str = env!("CARGO_MANIFEST_DIR");
+
 /// A function's folder with a manifest that has been read and checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Project {
@@ -81,8 +84,7 @@ pub(crate) fn checkout(start: &Path) -> Option<PathBuf> {
 
 /// The checkout around the current folder, or else the one that this program was built from.
 pub(crate) fn checkout_for_demo() -> Option<PathBuf> {
-    let built_from = Path::new(env!("CARGO_MANIFEST_DIR"));
-    checkout(Path::new(".")).or_else(|| checkout(built_from))
+    checkout(Path::new(".")).or_else(|| checkout(Path::new(BUILT_IN)))
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
-//! Contains panics of the backend. A contained panic prints nothing, since its text may hold a tenant's values.
+//! Contains panics of the backend, and what it allocates. A contained panic prints nothing, since its text may hold
+//! a tenant's values.
 
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
     sync::Once,
 };
+
+use crate::alloc;
 
 /// The code panicked, and the panic went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +37,13 @@ pub(crate) fn install_hook() {
 
 /// Runs `work` and turns a panic into an error. What `work` touched must be of no use after a panic, or sound.
 pub(crate) fn contained<R>(work: impl FnOnce() -> R) -> Result<R, Panicked> {
+    contained_within(alloc::WORK_BYTES_MAX, work)
+}
+
+/// The same with room for `bytes` of memory, unless it runs inside contained work.
+pub(crate) fn contained_within<R>(bytes: usize, work: impl FnOnce() -> R) -> Result<R, Panicked> {
     let outer = CONTAINED.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
+    let result = catch_unwind(AssertUnwindSafe(|| alloc::within(bytes, work)));
     CONTAINED.set(outer);
     result.map_err(|_| Panicked)
 }

@@ -2,6 +2,7 @@
 //! set of compute threads behind a bounded queue. Callers see [`sandpiper_domain::Model`] and tensors of bytes;
 //! only [`backend`] knows which engine runs a graph. No WIT type, no HTTP and no wasmtime comes this far down.
 
+mod alloc;
 mod backend;
 mod contain;
 mod contract;
@@ -10,6 +11,7 @@ mod model;
 mod plane;
 mod pool;
 
+pub use alloc::WalledAllocator;
 pub use error::LoadError;
 pub use model::LoadedModel;
 pub use plane::{Config, InferencePlane};

@@ -3,3 +3,4 @@
 mod hostile;
 mod models;
 mod plane;
+mod sizes;

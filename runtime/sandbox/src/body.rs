@@ -2,15 +2,18 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
+use http::{StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use sandpiper_domain::Fault;
 use tokio::task::JoinHandle;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+
+use crate::invoke::Shared;
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -28,29 +31,33 @@ pub enum BodyError {
 pub struct GuestBody {
     inner: HyperOutgoingBody,
     rest: Option<JoinHandle<()>>,
-    fault: Arc<OnceLock<Fault>>,
+    shared: Arc<Shared>,
+    /// What is still to come of the length that the head announces; 0 where no body may follow.
     bytes_left: Option<u64>,
+    /// Whatever the guest writes, the client must not get it: an answer to HEAD, or a status without a body.
+    is_bodiless: bool,
 }
 
 impl GuestBody {
     pub(crate) fn new(
         inner: HyperOutgoingBody,
+        head: &http::response::Parts,
+        is_head: bool,
         rest: Option<Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>>,
-        fault: Arc<OnceLock<Fault>>,
+        shared: Arc<Shared>,
     ) -> Self {
-        let bytes_left = inner.size_hint().exact();
+        let is_bodiless =
+            is_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let announced = head.headers.get(header::CONTENT_LENGTH);
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
+        let bytes_left = if is_bodiless { Some(0) } else { announced };
         let rest = rest.map(|rest| {
             tokio::spawn(async move {
-                // How it ended is in `fault` by now.
+                // How it ended is in `shared` by now.
                 let _ = rest.await;
             })
         });
-        GuestBody { inner, rest, fault, bytes_left }
-    }
-
-    /// How the guest ended, when it ended badly.
-    pub fn fault(&self) -> Option<Fault> {
-        self.fault.get().copied()
+        GuestBody { inner, rest, shared, bytes_left, is_bodiless }
     }
 }
 
@@ -62,6 +69,9 @@ impl Body for GuestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.is_bodiless {
+            return Poll::Ready(None);
+        }
         loop {
             return match Pin::new(&mut self.inner).poll_frame(context) {
                 Poll::Pending => Poll::Pending,
@@ -75,12 +85,14 @@ impl Body for GuestBody {
                     }
                     Poll::Ready(Some(Ok(frame)))
                 }
-                Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(match self.fault.get() {
-                    Some(fault) => BodyError::Fault(*fault),
-                    None => BodyError::Broken,
-                }))),
+                Poll::Ready(Some(Err(_))) => {
+                    Poll::Ready(Some(Err(match self.shared.fault.get() {
+                        Some(fault) => BodyError::Fault(*fault),
+                        None => BodyError::Broken,
+                    })))
+                }
                 // A trap closes the guest's stream just as `finish` does; only the fault tells them apart.
-                Poll::Ready(None) => match self.fault.get() {
+                Poll::Ready(None) => match self.shared.fault.get() {
                     Some(fault) => Poll::Ready(Some(Err(BodyError::Fault(*fault)))),
                     None => {
                         self.bytes_left = Some(0);
@@ -92,7 +104,7 @@ impl Body for GuestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.is_bodiless || self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -7,6 +7,7 @@ use std::{
     hash::Hasher,
     io::Write,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -90,12 +91,15 @@ impl CodeCache {
         fs::rename(&scratch, &path)
     }
 
-    /// Deletes every entry but those of `components`: of deleted functions, and of engines that are no more.
-    pub(crate) fn retain(&self, components: &[Digest]) -> std::io::Result<()> {
+    /// Deletes every entry but those of `components`: of deleted functions, and of engines that are no more. What is
+    /// younger than `spared` may belong to a deployment that is not in the catalog yet, and stays.
+    pub(crate) fn retain(&self, components: &[Digest], spared: Duration) -> std::io::Result<()> {
         let kept: HashSet<PathBuf> = components.iter().map(|digest| self.path(digest)).collect();
         for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            if !kept.contains(&path) {
+            let entry = entry?;
+            let path = entry.path();
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if !kept.contains(&path) && age >= spared {
                 fs::remove_file(path)?;
             }
         }

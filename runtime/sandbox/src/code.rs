@@ -1,6 +1,6 @@
 //! A function's code, linked: from here an instance is a few microseconds away.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sandpiper_domain::Digest;
@@ -16,6 +16,9 @@ use crate::{
 /// What WebAssembly counts memory in.
 const WASM_PAGE_BYTES: u64 = 64 << 10;
 
+/// Cached code younger than this is not swept.
+const CACHE_SPARED: Duration = Duration::from_secs(600);
+
 /// Why code could not be made ready.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CodeError {
@@ -25,6 +28,15 @@ pub enum CodeError {
     /// It is the node's fault; the text is for the log.
     #[error("{0}")]
     Node(String),
+}
+
+/// On whose behalf code is made ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A deployment.
+    Deploy,
+    /// A request.
+    Request,
 }
 
 /// The linked code of one function version. Cheap to clone.
@@ -55,21 +67,27 @@ impl Sandboxes {
     /// asked only then. Nothing of it runs on the caller's thread. `digest` is that of the component's bytes.
     pub async fn load(
         self: &Arc<Self>,
+        purpose: Purpose,
         digest: Digest,
         component: impl FnOnce() -> Result<Bytes, String> + Send + 'static,
     ) -> Result<FunctionCode, CodeError> {
         if let Some(code) = self.on_blocking_thread(move |this| this.load_cached(&digest)).await? {
             return Ok(code);
         }
-        // One compilation at a time: the others wait here without holding a thread.
-        let _permit = self.compiles.acquire().await.map_err(node_error)?;
-        self.on_blocking_thread(move |this| this.compile(&digest, component)).await?
+        // The others wait here without holding a thread. The permit goes with the work, which goes on when the
+        // caller goes away.
+        let permit = self.compiles[purpose as usize].clone().acquire_owned().await;
+        let permit = permit.map_err(node_error)?;
+        self.on_blocking_thread(move |this| {
+            let _permit = permit;
+            this.compile(&digest, component)
+        })
+        .await?
     }
 
-    /// Deletes the cached machine code of all but these components. An upload that is under way may lose its entry
-    /// and is then compiled again. Blocks.
+    /// Deletes the cached machine code of all but these components, unless it is new. Blocks.
     pub fn retain_cached(&self, components: &[Digest]) {
-        if let Err(error) = self.cache.retain(components) {
+        if let Err(error) = self.cache.retain(components, CACHE_SPARED) {
             tracing::warn!(%error, "the code cache could not be swept");
         }
     }
@@ -113,7 +131,11 @@ impl Sandboxes {
             })
         })?;
         let code = code.map_err(|error| UploadError::Compile(short(&format!("{error:#}"))))?;
-        let linked = self.link_machine_code(&code)?;
+        // The pool looks at a component only when its code is loaded.
+        let linked = self.link_machine_code(&code).map_err(|error| match error {
+            CodeError::Node(cause) => UploadError::Compile(short(&cause)).into(),
+            error => error,
+        })?;
         if let Err(error) = self.cache.put(digest, &code) {
             tracing::warn!(component = %digest, %error, "compiled code could not be cached");
         }

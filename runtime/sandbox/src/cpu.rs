@@ -1,13 +1,9 @@
 //! CPU time of a guest: the thread's CPU clock while the guest's future is polled, and nothing else.
 
 use std::{
-    future::Future,
+    future::poll_fn,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -37,45 +33,34 @@ impl CpuMeter {
         };
         Duration::from_nanos(self.used_ns.load(Relaxed) + running)
     }
-}
 
-/// Polls a future and charges the polls' CPU time to a meter.
-pub(crate) struct Metered<F> {
-    meter: Arc<CpuMeter>,
-    future: Pin<Box<F>>,
-}
-
-impl<F: Future> Metered<F> {
-    pub(crate) fn new(meter: Arc<CpuMeter>, future: F) -> Self {
-        Metered { meter, future: Box::pin(future) }
-    }
-}
-
-impl<F: Future> Future for Metered<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let began = thread_cpu_ns().max(1);
-        self.meter.poll_began_ns.store(began, Relaxed);
-        let outcome = self.future.as_mut().poll(context);
-        // A future that has ended took its reading before it did; reading the clock is a system call.
-        if outcome.is_pending() {
-            let spent = thread_cpu_ns().saturating_sub(began);
-            self.meter.used_ns.fetch_add(spent, Relaxed);
-        }
-        self.meter.poll_began_ns.store(0, Relaxed);
-        outcome
+    /// Polls `future` to its end and charges the polls' CPU time, but for the last one's: a future that has ended took
+    /// its reading before it did, and each reading of the clock is a system call.
+    pub(crate) async fn charge<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
+        poll_fn(|context| {
+            let began = thread_cpu_ns().max(1);
+            self.poll_began_ns.store(began, Relaxed);
+            let outcome = future.as_mut().poll(context);
+            if outcome.is_pending() {
+                self.used_ns.fetch_add(thread_cpu_ns().saturating_sub(began), Relaxed);
+            }
+            self.poll_began_ns.store(0, Relaxed);
+            outcome
+        })
+        .await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     #[tokio::test]
     async fn waiting_costs_nothing_and_work_is_counted() {
-        let meter = Arc::new(CpuMeter::default());
-        let readings = Metered::new(meter.clone(), async {
+        let meter = CpuMeter::default();
+        let work = pin!(async {
             tokio::time::sleep(Duration::from_millis(30)).await;
             let waited = meter.used();
             let began = thread_cpu_ns();
@@ -85,7 +70,7 @@ mod tests {
             tokio::task::yield_now().await;
             (waited, meter.used())
         });
-        let (waited, all) = readings.await;
+        let (waited, all) = meter.charge(work).await;
         assert!(all - waited >= Duration::from_millis(20), "{:?}", all - waited);
         assert!(waited < Duration::from_millis(20), "{waited:?} of CPU time for waiting");
     }

@@ -27,7 +27,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(1);
 /// The same while nothing runs: a guest that starts then is first interrupted this much later.
 const TICK_IDLE: Duration = Duration::from_millis(5);
-/// Components compiled at once; each uses the compiler's own threads.
+/// Components compiled at once for deployments, and as many again for requests that find no cached code, so that
+/// neither waits for the other. Each uses the compiler's own threads.
 const COMPILES_MAX: usize = 1;
 /// Host stack that the pool keeps in memory for each slot, and the like for memories and tables (design §7).
 const MEMORY_RESIDENT_BYTES: usize = 2 << 20;
@@ -71,7 +72,7 @@ pub struct Sandboxes {
     pub(crate) models: Arc<dyn ModelSource>,
     /// One permit for each slot of the pool: the allocator itself answers a full pool with an error.
     pub(crate) slots: Arc<Semaphore>,
-    pub(crate) compiles: Semaphore,
+    pub(crate) compiles: [Arc<Semaphore>; 2],
     pub(crate) running: Arc<AtomicUsize>,
     slots_max: usize,
 }
@@ -94,7 +95,7 @@ impl Sandboxes {
             cache,
             models,
             slots: Arc::new(Semaphore::new(config.sandboxes_max as usize)),
-            compiles: Semaphore::new(COMPILES_MAX),
+            compiles: std::array::from_fn(|_| Arc::new(Semaphore::new(COMPILES_MAX))),
             running,
             slots_max: config.sandboxes_max as usize,
         }))
@@ -110,9 +111,11 @@ fn engine_config(config: &Config) -> wasmtime::Config {
     let slots = config.sandboxes_max;
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(slots)
-        .total_core_instances(slots.saturating_mul(8))
-        .total_memories(slots)
-        .total_tables(slots.saturating_mul(4))
+        // Whatever one sandbox may have, all may have at once: a slot is never short of a memory or a table. It is
+        // address space that this takes, not memory.
+        .total_core_instances(slots.saturating_mul(INSTANCES_MAX as u32))
+        .total_memories(slots.saturating_mul(MEMORIES_MAX as u32))
+        .total_tables(slots.saturating_mul(TABLES_MAX as u32))
         .total_stacks(slots)
         .max_core_instances_per_component(INSTANCES_MAX as u32)
         .max_memories_per_component(MEMORIES_MAX as u32)

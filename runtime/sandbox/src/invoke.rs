@@ -1,6 +1,6 @@
 //! One request in one fresh sandbox.
 //!
-//! 1. A slot of the pool is taken, or the call waits for one.
+//! 1. A slot of the pool is taken, or the call waits a little for one; the clocks start when it is there.
 //! 2. The guest is polled on the caller's task. Most guests have answered and ended when that is done, and the whole
 //!    invocation has cost no task of its own.
 //! 3. A guest that goes on after its response head, because it streams its body, moves to a task that ends with it.
@@ -9,24 +9,24 @@
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use sandpiper_domain::{Fault, Grant, Usage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline};
+use wasmtime::{PoolConcurrencyLimitError, Store, StoreContextMut, Trap, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::{
     Error as HttpError, WasiHttpView,
-    p2::{
-        bindings::http::types::{ErrorCode, Scheme},
-        body::HyperOutgoingBody,
-    },
+    p2::{bindings::http::types::Scheme, body::HyperOutgoingBody, types::HostResponseOutparam},
 };
 
 mod probe;
@@ -34,7 +34,7 @@ mod probe;
 use crate::{
     body::GuestBody,
     code::FunctionCode,
-    cpu::{CpuMeter, Metered},
+    cpu::CpuMeter,
     engine::Sandboxes,
     limits::{HOSTCALL_BYTES_MAX, RESOURCES_MAX},
     log::{FunctionLog, InvocationLog},
@@ -73,7 +73,17 @@ pub struct Invocation {
     pub observer: Box<dyn Observer>,
 }
 
-type Head = Result<Response<HyperOutgoingBody>, ErrorCode>;
+/// What the guest's side of an invocation and its caller's share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) cpu: CpuMeter,
+    /// Why the guest ended badly. It is set before the store is dropped: dropping it ends the response's body, and
+    /// whoever reads that end must be able to tell whether it was meant.
+    pub(crate) fault: OnceLock<Fault>,
+    has_answered: AtomicBool,
+}
+
+type Head = oneshot::Sender<Response<HyperOutgoingBody>>;
 type GuestFuture = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
 
 impl Sandboxes {
@@ -90,86 +100,39 @@ impl Sandboxes {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error,
     {
-        let limits = invocation.grant.sandbox;
-        let wall = Duration::from_millis(limits.wall_ms);
-        let wall_exceeded = Fault::WallExceeded { limit_ms: limits.wall_ms };
-        let deadline = Instant::now() + wall;
-        let cpu = Arc::new(CpuMeter::default());
-        let fault = Arc::new(OnceLock::new());
-        let (head_sender, mut head) = oneshot::channel();
-        let guest = Metered::new(
-            cpu.clone(),
-            self.clone().run(
-                code.clone(),
-                request,
-                invocation,
-                head_sender,
-                cpu,
-                fault.clone(),
-                deadline,
-            ),
-        );
-        let fault_of_guest = fault.clone();
-        let mut guest: GuestFuture = Box::pin(async move {
-            // The guest outlives the wait for it, so that its sandbox, when it is dropped, knows the cause.
-            let mut guest = pin!(guest);
-            let ended = match tokio::time::timeout_at(deadline.into(), guest.as_mut()).await {
-                Ok(ended) => ended,
-                Err(_) => Err(wall_exceeded),
-            };
-            if let Err(fault) = ended {
-                let _ = fault_of_guest.set(fault);
-            }
-            ended
-        });
-        let first = poll_fn(|context| match guest.as_mut().poll(context) {
-            Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            // Only the guest sends the head, and only while it is polled, so it is there by now or not yet.
-            Poll::Pending if head_is_there(&mut head) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        })
-        .await;
-        let rest = match first {
-            Some(ended) => {
-                ended?;
-                None
-            }
-            None => Some(guest),
-        };
-        let response = match head.await {
-            Ok(Ok(response)) => response,
-            // The guest answered with an error code of its own instead of a response.
-            Ok(Err(_)) | Err(_) => return Err(Fault::NoResponse),
-        };
-        Ok(response.map(|body| GuestBody::new(body, rest, fault)))
-    }
-
-    async fn run<B>(
-        self: Arc<Self>,
-        code: FunctionCode,
-        request: Request<B>,
-        invocation: Invocation,
-        head: oneshot::Sender<Head>,
-        cpu: Arc<CpuMeter>,
-        fault: Arc<OnceLock<Fault>>,
-        deadline: Instant,
-    ) -> Result<(), Fault>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: std::error::Error,
-    {
-        let _slot = self.take_slot().await?;
         let Invocation { grant, log, request_id, observer } = invocation;
-        let log_bytes = grant.sandbox.log_kib as usize * 1024;
-        let log = Arc::new(InvocationLog::new(log, request_id, log_bytes));
-        let state = State::new(grant, self.models.clone(), cpu.clone(), log, deadline);
-        let mut sandbox = Sandbox::new(&self, state, observer, cpu, fault);
-        let ended = sandbox.handle(&code, request, head).await;
-        sandbox.finish(ended)
+        let is_head = request.method() == Method::HEAD;
+        let shared = Arc::new(Shared::default());
+        let report = Report { observer: Some(observer), usage: Usage::default(), shared };
+        let shared = report.shared.clone();
+        let slot = match self.take_slot().await {
+            Ok(slot) => slot,
+            Err(fault) => {
+                report.end(Outcome::Faulted(fault));
+                return Err(fault);
+            }
+        };
+        let limits = grant.sandbox;
+        let deadline = Instant::now() + Duration::from_millis(limits.wall_ms);
+        let log = Arc::new(InvocationLog::new(log, request_id, limits.log_kib as usize * 1024));
+        let (head_sender, head) = oneshot::channel();
+        let (plane, code, shared_of_guest) = (self.clone(), code.clone(), shared.clone());
+        let guest: GuestFuture = Box::pin(async move {
+            let _slot = slot;
+            let shared = shared_of_guest;
+            let state = State::new(grant, plane.models.clone(), shared.clone(), log, deadline);
+            let sandbox = Sandbox::new(&plane, state, report);
+            let run = pin!(sandbox.run(&code, request, head_sender));
+            let ended = tokio::time::timeout_at(deadline.into(), shared.cpu.charge(run)).await;
+            ended.unwrap_or_else(|_| {
+                let fault = Fault::WallExceeded { limit_ms: limits.wall_ms };
+                let _ = shared.fault.set(fault);
+                Err(fault)
+            })
+        });
+        respond(guest, head, shared, is_head).await
     }
-}
 
-impl Sandboxes {
     /// A slot of the pool, or `Saturated` after a short wait. Those who wait are bounded by their tenants' concurrency.
     async fn take_slot(&self) -> Result<OwnedSemaphorePermit, Fault> {
         if let Ok(slot) = self.slots.clone().try_acquire_owned() {
@@ -182,27 +145,77 @@ impl Sandboxes {
     }
 }
 
-fn head_is_there(head: &mut oneshot::Receiver<Head>) -> bool {
-    !head.is_empty()
+/// Polls the guest until it has ended or its response's head is there.
+async fn respond(
+    mut guest: GuestFuture,
+    mut head: oneshot::Receiver<Response<HyperOutgoingBody>>,
+    shared: Arc<Shared>,
+    is_head: bool,
+) -> Result<Response<GuestBody>, Fault> {
+    let ended = poll_fn(|context| match guest.as_mut().poll(context) {
+        Poll::Ready(ended) => Poll::Ready(Some(ended)),
+        // Only the guest sends the head, and only while it is polled, so it is there by now or not yet.
+        Poll::Pending if !head.is_empty() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await;
+    let rest = match ended {
+        Some(ended) => {
+            ended?;
+            None
+        }
+        None => Some(guest),
+    };
+    let response = head.try_recv().map_err(|_| Fault::NoResponse)?;
+    let (parts, body) = response.into_parts();
+    let body = GuestBody::new(body, &parts, is_head, rest, shared);
+    Ok(Response::from_parts(parts, body))
+}
+
+/// Tells the observer, exactly once: how it ended, or when it is dropped because the caller went away.
+struct Report {
+    observer: Option<Box<dyn Observer>>,
+    usage: Usage,
+    shared: Arc<Shared>,
+}
+
+impl Report {
+    fn end(mut self, outcome: Outcome) {
+        self.tell(outcome);
+    }
+
+    fn tell(&mut self, outcome: Outcome) {
+        if let Some(observer) = self.observer.take() {
+            observer.ended(outcome, self.usage);
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let fault = self.shared.fault.get();
+        self.tell(fault.map_or(Outcome::Cancelled, |fault| Outcome::Faulted(*fault)));
+    }
 }
 
 /// A store that reports its end, on whatever path it goes.
 struct Sandbox<'a> {
+    /// Gone once it has ended.
     store: Option<Store<State>>,
-    observer: Option<Box<dyn Observer>>,
     plane: &'a Sandboxes,
-    cpu: Arc<CpuMeter>,
-    fault: Arc<OnceLock<Fault>>,
+    report: Option<Report>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Sandbox<'_> {
+    /// Reached with a store only when the future was dropped: at the wall limit, or because the caller went away.
+    fn drop(&mut self) {
+        drop(self.close());
+    }
 }
 
 impl<'a> Sandbox<'a> {
-    fn new(
-        plane: &'a Sandboxes,
-        state: State,
-        observer: Box<dyn Observer>,
-        cpu: Arc<CpuMeter>,
-        fault: Arc<OnceLock<Fault>>,
-    ) -> Self {
+    fn new(plane: &'a Sandboxes, state: State, report: Report) -> Self {
         let hostcall_bytes = (state.grant.sandbox.tensor_mib << 20) as usize + HOSTCALL_BYTES_MAX;
         let mut store = Store::new(&plane.engine, state);
         store.limiter(|state| &mut state.limiter);
@@ -211,14 +224,38 @@ impl<'a> Sandbox<'a> {
         store.set_hostcall_fuel(hostcall_bytes);
         store.set_max_component_handles(RESOURCES_MAX);
         plane.running.fetch_add(1, Relaxed);
-        Sandbox { store: Some(store), observer: Some(observer), plane, cpu, fault }
+        let shared = report.shared.clone();
+        Sandbox { store: Some(store), plane, report: Some(report), shared }
+    }
+
+    /// Takes what it has cost, then drops the store.
+    fn close(&mut self) -> Option<Report> {
+        let (store, mut report) = (self.store.take()?, self.report.take()?);
+        report.usage = Usage { cpu: self.shared.cpu.used(), ..store.data().usage() };
+        drop(store);
+        self.plane.running.fetch_sub(1, Relaxed);
+        Some(report)
+    }
+
+    async fn run<B>(
+        mut self,
+        code: &FunctionCode,
+        request: Request<B>,
+        head: Head,
+    ) -> Result<(), Fault>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error,
+    {
+        let ended = self.handle(code, request, head).await;
+        self.finish(ended)
     }
 
     async fn handle<B>(
         &mut self,
         code: &FunctionCode,
         request: Request<B>,
-        head: oneshot::Sender<Head>,
+        head: Head,
     ) -> wasmtime::Result<()>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -229,63 +266,62 @@ impl<'a> Sandbox<'a> {
         // The client is gone, or its body broke a limit: either way there is no more to read.
         let request = request.map(|body| body.map_err(|_| HttpError::ConnectionTerminated));
         let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
-        let response = store.data_mut().http().new_response_outparam(head)?;
+        let shared = self.shared.clone();
+        let response = store.data_mut().new_response(HostResponseOutparam {
+            // A guest may answer with an error code instead of a response; that is no response.
+            send: Box::new(move |answer| {
+                if let Ok(response) = answer {
+                    shared.has_answered.store(true, Relaxed);
+                    let _ = head.send(response);
+                }
+            }),
+        })?;
         proxy.wasi_http_incoming_handler().call_handle(store, request, response).await
     }
 
-    /// Names the end. The fault is set before the store is dropped: dropping it ends the response's body, and whoever
-    /// reads that end must be able to tell whether it was meant.
-    fn finish(&mut self, ended: wasmtime::Result<()>) -> Result<(), Fault> {
-        let outcome = match (&ended, &self.store) {
-            (Err(error), Some(store)) => self.fault_of(error, store.data()),
-            _ => None,
-        };
-        match outcome {
-            Some(fault) => {
-                let _ = self.fault.set(fault);
-                self.end(Outcome::Faulted(fault));
-                Err(fault)
-            }
-            None => {
-                self.end(Outcome::Completed);
-                Ok(())
-            }
+    /// Names the end and tells it.
+    fn finish(mut self, ended: wasmtime::Result<()>) -> Result<(), Fault> {
+        let state = self.store.as_mut().map(Store::data_mut);
+        let fault = state.and_then(|state| match ended {
+            Err(error) => fault_of(&error, state, &self.shared),
+            Ok(()) => fault_of_return(state, &self.shared),
+        });
+        if let Some(fault) = fault {
+            let _ = self.shared.fault.set(fault);
         }
-    }
-
-    fn fault_of(&self, error: &wasmtime::Error, state: &State) -> Option<Fault> {
-        if error.downcast_ref::<I32Exit>().is_some() {
-            // `exit` ends a guest in good order; whether it had answered is seen by the caller.
-            return None;
+        if let Some(report) = self.close() {
+            report.end(fault.map_or(Outcome::Completed, Outcome::Faulted));
         }
-        if let Some(CpuExceeded) = error.downcast_ref() {
-            return Some(Fault::CpuExceeded { limit_ms: state.grant.sandbox.cpu_ms });
-        }
-        if let Some(limit_mib) = state.limiter.refused_limit_mib() {
-            return Some(Fault::MemoryExceeded { limit_mib });
-        }
-        Some(Fault::Trap {
-            cause: error.downcast_ref().map_or("it broke a rule of its host", cause),
-        })
-    }
-
-    fn end(&mut self, outcome: Outcome) {
-        let Some(store) = self.store.take() else { return };
-        let usage = Usage { cpu: self.cpu.used(), ..store.data().usage() };
-        drop(store);
-        self.plane.running.fetch_sub(1, Relaxed);
-        if let Some(observer) = self.observer.take() {
-            observer.ended(outcome, usage);
-        }
+        fault.map_or(Ok(()), Err)
     }
 }
 
-impl Drop for Sandbox<'_> {
-    /// Reached with a store only when the future was dropped: at the wall limit, or because the caller went away.
-    fn drop(&mut self) {
-        let outcome = self.fault.get().map_or(Outcome::Cancelled, |fault| Outcome::Faulted(*fault));
-        self.end(outcome);
+/// What is wrong with a guest that came back in good order, if anything.
+fn fault_of_return(state: &mut State, shared: &Shared) -> Option<Fault> {
+    if !shared.has_answered.load(Relaxed) {
+        return Some(Fault::NoResponse);
     }
+    // Its end would look like the body's end to the client.
+    let cause = "it ended before it had finished its response";
+    state.has_unfinished_body().then_some(Fault::Trap { cause })
+}
+
+fn fault_of(error: &wasmtime::Error, state: &mut State, shared: &Shared) -> Option<Fault> {
+    match error.downcast_ref() {
+        Some(I32Exit(0)) => return fault_of_return(state, shared),
+        Some(I32Exit(_)) => return Some(Fault::Trap { cause: "it exited with a failure" }),
+        None => {}
+    }
+    if error.is::<CpuExceeded>() {
+        return Some(Fault::CpuExceeded { limit_ms: state.grant.sandbox.cpu_ms });
+    }
+    if error.is::<PoolConcurrencyLimitError>() {
+        return Some(Fault::Saturated);
+    }
+    if let Some(limit_mib) = state.limiter.refused_limit_mib() {
+        return Some(Fault::MemoryExceeded { limit_mib });
+    }
+    Some(Fault::Trap { cause: error.downcast_ref().map_or("it broke a rule of its host", cause) })
 }
 
 /// Stops a guest that has used up its CPU time.
@@ -296,7 +332,7 @@ struct CpuExceeded;
 /// Runs inside the guest at every tick of the epoch: charges its CPU time and lets other tasks run.
 fn on_tick(store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDeadline> {
     let state = store.data();
-    if state.cpu.used() > Duration::from_millis(state.grant.sandbox.cpu_ms) {
+    if state.shared.cpu.used() > Duration::from_millis(state.grant.sandbox.cpu_ms) {
         return Err(CpuExceeded.into());
     }
     // A plain `Yield` would put the task at the front of tokio's queue again.

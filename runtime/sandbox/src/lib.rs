@@ -20,7 +20,7 @@ mod upload;
 
 pub use body::{BodyError, GuestBody};
 pub use cache::CacheKey;
-pub use code::{CodeError, FunctionCode};
+pub use code::{CodeError, FunctionCode, Purpose};
 pub use engine::{Config, Sandboxes, StartError};
 pub use invoke::{Invocation, Observer, Outcome};
 pub use log::{FunctionLog, LogLine, LogStream, LogTail};

@@ -14,7 +14,7 @@ pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 /// Host resources (streams, fields, tensors …) alive in one sandbox.
 pub(crate) const RESOURCES_MAX: usize = 1_000;
 /// In-memory size of one set of header fields.
-pub(crate) const FIELDS_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const FIELDS_BYTES_MAX: usize = 32 * 1024;
 /// Bytes that one call for random bytes may ask for.
 pub(crate) const RANDOM_BYTES_MAX: u64 = 64 * 1024;
 /// Bytes that one host call may lift out of the guest besides tensors.

@@ -3,13 +3,16 @@
 use std::{sync::Arc, time::Instant};
 
 use sandpiper_domain::{Grant, ModelSource, Usage};
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_http::{
+    WasiHttpCtx, WasiHttpCtxView, WasiHttpView,
+    p2::{body::HostOutgoingBody, types::HostResponseOutparam},
+};
 
 use crate::{
-    cpu::CpuMeter,
     host::{http::NoEgress, log::Printer, nn::NnView},
+    invoke::Shared,
     limits::{FIELDS_BYTES_MAX, Limiter, RANDOM_BYTES_MAX, RESOURCES_MAX},
     log::{InvocationLog, LogStream},
 };
@@ -21,7 +24,7 @@ pub(crate) struct State {
     http: WasiHttpCtx,
     egress: NoEgress,
     pub(crate) limiter: Limiter,
-    pub(crate) cpu: Arc<CpuMeter>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) usage: Usage,
     pub(crate) grant: Arc<Grant>,
     models: Arc<dyn ModelSource>,
@@ -32,7 +35,7 @@ impl State {
     pub(crate) fn new(
         grant: Arc<Grant>,
         models: Arc<dyn ModelSource>,
-        cpu: Arc<CpuMeter>,
+        shared: Arc<Shared>,
         log: Arc<InvocationLog>,
         deadline: Instant,
     ) -> Self {
@@ -53,7 +56,7 @@ impl State {
             http,
             egress: NoEgress,
             limiter: Limiter::new(&grant.sandbox),
-            cpu,
+            shared,
             usage: Usage::default(),
             grant,
             models,
@@ -70,6 +73,19 @@ impl State {
             models: &self.models,
             deadline: self.deadline,
         }
+    }
+
+    /// Whether the guest holds a body that it has begun and not finished.
+    pub(crate) fn has_unfinished_body(&mut self) -> bool {
+        self.table.iter_mut().any(|resource| resource.is::<HostOutgoingBody>())
+    }
+
+    /// Hands the guest the place for its response.
+    pub(crate) fn new_response(
+        &mut self,
+        response: HostResponseOutparam,
+    ) -> wasmtime::Result<Resource<HostResponseOutparam>> {
+        Ok(self.table.push(response)?)
     }
 
     /// What the invocation has cost so far.

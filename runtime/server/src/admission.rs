@@ -31,6 +31,12 @@ pub(crate) enum Refusal {
 #[derive(Debug)]
 pub(crate) struct Gate {
     inside: Arc<Semaphore>,
+    queue: Arc<Queue>,
+}
+
+/// The places for those who wait. All gates of a tenant share one queue, so that its length is the tenant's limit.
+#[derive(Debug)]
+struct Queue {
     waiting: AtomicU32,
     waiting_max: u32,
 }
@@ -39,16 +45,15 @@ pub(crate) struct Gate {
 pub(crate) type Permit = OwnedSemaphorePermit;
 
 impl Gate {
-    pub(crate) fn new(inside_max: u32, waiting_max: u32) -> Self {
-        let inside = Arc::new(Semaphore::new(inside_max as usize));
-        Gate { inside, waiting: AtomicU32::new(0), waiting_max }
+    fn new(inside_max: u32, queue: Arc<Queue>) -> Self {
+        Gate { inside: Arc::new(Semaphore::new(inside_max as usize)), queue }
     }
 
     pub(crate) async fn enter(&self) -> Result<Permit, Refusal> {
         if let Ok(permit) = self.inside.clone().try_acquire_owned() {
             return Ok(permit);
         }
-        let _place = Place::take(&self.waiting, self.waiting_max).ok_or(Refusal::QueueFull)?;
+        let _place = Place::take(&self.queue).ok_or(Refusal::QueueFull)?;
         match tokio::time::timeout(WAIT_MAX, self.inside.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Refusal::Waited),
@@ -60,9 +65,10 @@ impl Gate {
 struct Place<'a>(&'a AtomicU32);
 
 impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicU32, waiting_max: u32) -> Option<Self> {
-        waiting.fetch_update(Relaxed, Relaxed, |n| (n < waiting_max).then_some(n + 1)).ok()?;
-        Some(Place(waiting))
+    fn take(queue: &'a Queue) -> Option<Self> {
+        let next = |waiting| (waiting < queue.waiting_max).then_some(waiting + 1);
+        queue.waiting.fetch_update(Relaxed, Relaxed, next).ok()?;
+        Some(Place(&queue.waiting))
     }
 }
 
@@ -72,12 +78,19 @@ impl Drop for Place<'_> {
     }
 }
 
+/// Uploads of one tenant that are worked on at once.
+const UPLOADS_MAX: usize = 2;
+/// Logs that one tenant may follow at once.
+const FOLLOWERS_MAX: usize = 16;
+
 /// The limits of one tenant, at work.
 pub(crate) struct TenantAdmission {
     limits: TenantLimits,
     gate: Gate,
     /// A generic cell rate algorithm: ITU-T I.371, annex A.
     rate: Option<DefaultDirectRateLimiter>,
+    pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) followers: Arc<Semaphore>,
 }
 
 impl TenantAdmission {
@@ -86,7 +99,14 @@ impl TenantAdmission {
             let quota = Quota::per_second(NonZeroU32::new(rate.per_s)?);
             Some(RateLimiter::direct(quota.allow_burst(NonZeroU32::new(rate.burst)?)))
         });
-        TenantAdmission { limits, gate: Gate::new(limits.concurrency, limits.queue), rate }
+        let queue = Queue { waiting: AtomicU32::new(0), waiting_max: limits.queue };
+        TenantAdmission {
+            limits,
+            gate: Gate::new(limits.concurrency, Arc::new(queue)),
+            rate,
+            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        }
     }
 
     /// Whether it was made for these limits.
@@ -94,11 +114,19 @@ impl TenantAdmission {
         self.limits == *limits
     }
 
-    pub(crate) async fn enter(&self) -> Result<Permit, Refusal> {
+    /// A gate of one of the tenant's functions.
+    pub(crate) fn function_gate(&self, inside_max: u32) -> Gate {
+        Gate::new(inside_max, self.gate.queue.clone())
+    }
+
+    /// Lets one request of a function in. The function's gate comes before the tenant's: who waits there must not take
+    /// a place from the tenant's other functions.
+    pub(crate) async fn enter(&self, function: &Gate) -> Result<[Permit; 2], Refusal> {
         if self.rate.as_ref().is_some_and(|rate| rate.check().is_err()) {
             return Err(Refusal::Rate);
         }
-        self.gate.enter().await
+        let function = function.enter().await?;
+        Ok([function, self.gate.enter().await?])
     }
 }
 
@@ -109,38 +137,11 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_gate_lets_in_as_many_as_it_should_and_queues_as_many_as_it_may() {
-        let gate = Arc::new(Gate::new(2, 1));
-        let first = gate.enter().await.unwrap();
-        let _second = gate.enter().await.unwrap();
-        let waiting = tokio::spawn({
-            let gate = gate.clone();
-            async move { gate.enter().await.map(drop) }
-        });
-        while gate.waiting.load(Relaxed) == 0 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(gate.enter().await.map(drop), Err(Refusal::QueueFull));
-        drop(first);
-        assert_eq!(waiting.await.unwrap(), Ok(()));
-        assert_eq!(gate.waiting.load(Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn one_who_gives_up_leaves_the_queue() {
-        let gate = Gate::new(1, 1);
-        let _inside = gate.enter().await.unwrap();
-        assert!(gate.enter().now_or_never().is_none());
-        assert_eq!(gate.waiting.load(Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn a_burst_passes_and_the_next_one_is_too_fast() {
-        let admission = TenantAdmission::new(TenantLimits {
-            concurrency: 100,
-            queue: 0,
-            rate: Some(RateLimit { per_s: 1, burst: 3 }),
+    fn tenant(concurrency: u32, queue: u32, rate: Option<RateLimit>) -> TenantAdmission {
+        TenantAdmission::new(TenantLimits {
+            concurrency,
+            queue,
+            rate,
             functions: 1,
             models: 1,
             versions: 1,
@@ -148,10 +149,54 @@ mod tests {
             model_mib: 1,
             weight: 1,
             band: Band::Normal,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_gate_lets_in_as_many_as_it_should_and_queues_as_many_as_it_may() {
+        let tenant = Arc::new(tenant(2, 1, None));
+        let function = Arc::new(tenant.function_gate(100));
+        let first = tenant.enter(&function).await.unwrap();
+        let _second = tenant.enter(&function).await.unwrap();
+        let waiting = tokio::spawn({
+            let (tenant, function) = (tenant.clone(), function.clone());
+            async move { tenant.enter(&function).await.map(drop) }
         });
-        for _ in 0..3 {
-            assert!(admission.enter().await.is_ok());
+        while tenant.gate.queue.waiting.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
         }
-        assert_eq!(admission.enter().await.map(drop), Err(Refusal::Rate));
+        assert_eq!(tenant.enter(&function).await.map(drop), Err(Refusal::QueueFull));
+        drop(first);
+        assert_eq!(waiting.await.unwrap(), Ok(()));
+        assert_eq!(tenant.gate.queue.waiting.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn the_functions_of_a_tenant_share_its_queue() {
+        let tenant = tenant(100, 1, None);
+        let (one, other) = (tenant.function_gate(1), tenant.function_gate(1));
+        let _inside = (tenant.enter(&one).await.unwrap(), tenant.enter(&other).await.unwrap());
+        let mut waiting = std::pin::pin!(tenant.enter(&one));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(tenant.enter(&other).await.map(drop), Err(Refusal::QueueFull));
+    }
+
+    #[tokio::test]
+    async fn one_who_gives_up_leaves_the_queue() {
+        let tenant = tenant(1, 1, None);
+        let function = tenant.function_gate(1);
+        let _inside = tenant.enter(&function).await.unwrap();
+        assert!(tenant.enter(&function).now_or_never().is_none());
+        assert_eq!(tenant.gate.queue.waiting.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_burst_passes_and_the_next_one_is_too_fast() {
+        let tenant = tenant(100, 0, Some(RateLimit { per_s: 1, burst: 3 }));
+        let function = tenant.function_gate(100);
+        for _ in 0..3 {
+            assert!(tenant.enter(&function).await.is_ok());
+        }
+        assert_eq!(tenant.enter(&function).await.map(drop), Err(Refusal::Rate));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -15,7 +15,7 @@ use sandpiper_control::{Catalog, DataFolder, OperatorKey, Policies, Tenant};
 use sandpiper_domain::{Digest, TenantName};
 use sandpiper_inference::InferencePlane;
 use sandpiper_sandbox::{CacheKey, Sandboxes};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     admission::TenantAdmission,
@@ -27,6 +27,9 @@ use crate::{
 
 /// How often what the catalog has forgotten is swept from memory and disk.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+/// Between sweeps at least, however many deletions ask for one.
+const SWEEP_PAUSE: Duration = Duration::from_millis(500);
+const METRICS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One node.
 pub(crate) struct App {
@@ -35,10 +38,11 @@ pub(crate) struct App {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
     pub(crate) deployments: Deployments,
-    pub(crate) uploads: Semaphore,
+    pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) settings: FileSettings,
     draining: AtomicBool,
+    sweep_wanted: Notify,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
 }
 
@@ -79,26 +83,31 @@ impl App {
             sandboxes,
             functions: FunctionRuntimes::default(),
             deployments: Deployments::default(),
-            uploads: Semaphore::new(file.uploads_max),
+            uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
             settings: file,
             draining: AtomicBool::new(false),
+            sweep_wanted: Notify::new(),
             tenants: DashMap::new(),
         });
-        tokio::spawn(upkeep(Arc::downgrade(&app)));
+        tokio::spawn(fold_metrics(Arc::downgrade(&app)));
+        tokio::spawn(sweep(Arc::downgrade(&app)));
         Ok(app)
     }
 
     /// The gate of a tenant.
     pub(crate) fn admission(&self, tenant: &Tenant) -> Arc<TenantAdmission> {
-        if let Some(admission) = self.tenants.get(&tenant.name)
-            && admission.is_for(&tenant.limits)
-        {
-            return admission.clone();
+        let make = || Arc::new(TenantAdmission::new(tenant.limits));
+        let mut admission = self.tenants.entry(tenant.name.clone()).or_insert_with(make);
+        if !admission.is_for(&tenant.limits) {
+            *admission = make();
         }
-        let admission = Arc::new(TenantAdmission::new(tenant.limits));
-        self.tenants.insert(tenant.name.clone(), admission.clone());
-        admission
+        admission.clone()
+    }
+
+    /// Has what the catalog no longer needs swept soon. Sweeps that are asked for together are one.
+    pub(crate) fn sweep_soon(&self) {
+        self.sweep_wanted.notify_one();
     }
 
     /// Whether new work should go elsewhere.
@@ -120,10 +129,11 @@ impl App {
     }
 
     /// Drops from memory and disk what the catalog no longer has. Blocks.
-    pub(crate) fn sweep(&self) {
+    fn sweep(&self) {
         self.functions.sweep(&self.catalog);
         let snapshot = self.catalog.snapshot().clone();
         self.tenants.retain(|tenant, _| snapshot.tenant(tenant).is_some());
+        self.deployments.retain(|tenant| snapshot.tenant(tenant).is_some());
         self.inference.retain(|key| {
             let model = snapshot.model(&key.tenant, &key.model);
             model.is_some_and(|model| model.versions.get(key.version).is_some())
@@ -153,17 +163,20 @@ fn operator_key(settings: &Settings, folder: &DataFolder) -> anyhow::Result<Oper
     }
 }
 
-async fn upkeep(app: std::sync::Weak<App>) {
-    const METRICS_INTERVAL: Duration = Duration::from_secs(5);
-    let mut ticks = 0u64;
+/// Histograms keep every sample until they are folded into their buckets.
+async fn fold_metrics(app: Weak<App>) {
     loop {
         tokio::time::sleep(METRICS_INTERVAL).await;
         let Some(app) = app.upgrade() else { return };
-        // Histograms keep every sample until they are folded into their buckets.
         app.metrics.run_upkeep();
-        ticks += 1;
-        if ticks.is_multiple_of(SWEEP_INTERVAL.as_secs() / METRICS_INTERVAL.as_secs()) {
-            let _ = app.blocking(App::sweep).await;
-        }
+    }
+}
+
+async fn sweep(app: Weak<App>) {
+    loop {
+        let Some(wanted) = app.upgrade() else { return };
+        let _ = tokio::time::timeout(SWEEP_INTERVAL, wanted.sweep_wanted.notified()).await;
+        tokio::time::sleep(SWEEP_PAUSE).await;
+        let _ = wanted.blocking(App::sweep).await;
     }
 }

@@ -109,8 +109,8 @@ impl Settings {
 impl FileSettings {
     fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(
-            (1..=20_000).contains(&self.sandboxes_max),
-            "sandboxes_max must be from 1 to 20000"
+            (1..=5_000).contains(&self.sandboxes_max),
+            "sandboxes_max must be from 1 to 5000"
         );
         anyhow::ensure!(self.inference_queue > 0, "inference_queue must be at least 1");
         anyhow::ensure!(self.connections_max > 0, "connections_max must be at least 1");

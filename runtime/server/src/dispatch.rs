@@ -11,16 +11,18 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header, uri::PathAndQuery,
+};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use sandpiper_control::{FunctionVersion, KeyError, Principal, Tenant};
-use sandpiper_domain::{Auth, FunctionName, Scope, Selector, TenantName, Usage};
-use sandpiper_sandbox::{Invocation, Observer, Outcome};
+use sandpiper_domain::{Auth, Fault, FunctionName, Scope, Selector, TenantName, Usage};
+use sandpiper_sandbox::{FunctionCode, Invocation, Observer, Outcome};
 use time::OffsetDateTime;
 
 use crate::{
@@ -34,10 +36,10 @@ use crate::{
 /// Where functions live.
 pub(crate) const PREFIX: &str = "/fn/";
 
-const FORWARDED: HeaderName = header::FORWARDED;
+/// How long a request waits for code that has to be loaded or compiled first.
+const CODE_WAIT_MAX: Duration = Duration::from_secs(30);
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Answers a request under [`PREFIX`].
 pub(crate) async fn answer(
@@ -46,13 +48,12 @@ pub(crate) async fn answer(
     request: Request<Incoming>,
 ) -> Response<EdgeBody> {
     let request_id = edge::request_id(&request);
-    let mut response = match invoke(app, peer, request, &request_id).await {
+    let header = HeaderValue::from_str(&request_id).unwrap_or(HeaderValue::from_static("none"));
+    let mut response = match invoke(app, peer, request, &request_id, &header).await {
         Ok(response) => response,
         Err(problem) => problem.into_response(&request_id),
     };
-    if let Ok(id) = HeaderValue::from_str(&request_id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    response.headers_mut().insert(REQUEST_ID, header);
     response
 }
 
@@ -61,17 +62,14 @@ async fn invoke(
     peer: &Peer,
     request: Request<Incoming>,
     request_id: &Arc<str>,
+    request_id_header: &HeaderValue,
 ) -> Result<Response<EdgeBody>, Problem> {
     let began = Instant::now();
     let target = find(app, &request)?;
-    let permits = admit(app, &target).await?;
-    let (request, overflow) = for_guest(request, &target, peer, request_id)?;
+    let permits = Arc::new(target.runtime.tenant.enter(&target.runtime.gate).await?);
+    let (request, overflow) = for_guest(request, &target, peer, request_id_header)?;
     let Target { tenant, version, runtime, .. } = target;
-    let code = runtime.code(&version, &app.sandboxes, &app.catalog).await.map_err(|error| {
-        // It compiled when it was deployed.
-        tracing::error!(tenant = %tenant.name, function = %version.manifest.name, %error, "code could not be loaded");
-        Problem::busy("function_unavailable", "the function's code could not be made ready")
-    })?;
+    let code = code(app, &runtime, &version).await?;
     let access = app.settings.access_log.then(|| Access {
         tenant: tenant.name.clone(),
         version: version.clone(),
@@ -81,16 +79,43 @@ async fn invoke(
         grant: version.grant.clone(),
         log: runtime.log.clone(),
         request_id: request_id.clone(),
-        observer: Box::new(End { runtime: runtime.clone(), began, access, _permits: permits }),
+        observer: Box::new(End {
+            runtime: runtime.clone(),
+            began,
+            access,
+            _permits: permits.clone(),
+        }),
     };
     let response = app.sandboxes.invoke(code, request, invocation).await;
     if overflow.is_some_and(|overflow| overflow.load(Relaxed)) {
         return Err(Problem::too_large("request's body", version.grant.sandbox.request_body_mib));
     }
     let mut response = response?;
+    if response.status().is_informational() {
+        // Not the last word of any exchange, and no function may switch protocols.
+        return Err(Fault::NoResponse.into());
+    }
     // This header is ours to set.
     response.headers_mut().remove(ERROR_HEADER);
-    Ok(response.map(EdgeBody::Guest))
+    // The places are kept until the client has the whole response, which is in memory until then.
+    Ok(response.map(|body| EdgeBody::Guest { body, _places: permits }))
+}
+
+/// The function's code; it compiled when it was deployed, so that a failure is the node's.
+async fn code<'a>(
+    app: &Arc<App>,
+    runtime: &'a FunctionRuntime,
+    version: &FunctionVersion,
+) -> Result<&'a FunctionCode, Problem> {
+    let ready = runtime.code(version, &app.sandboxes, &app.catalog);
+    let unavailable = |cause: &dyn std::fmt::Display| {
+        tracing::error!(tenant = %version.grant.models.tenant, function = %version.manifest.name, %cause, "no code");
+        Problem::busy("function_unavailable", "the function's code could not be made ready")
+    };
+    match tokio::time::timeout(CODE_WAIT_MAX, ready).await {
+        Ok(code) => code.map_err(|error| unavailable(&error)),
+        Err(late) => Err(unavailable(&late)),
+    }
 }
 
 /// `/fn/{tenant}/{function}[@{alias|version}]/{path…}`, taken apart.
@@ -147,7 +172,8 @@ fn find(app: &App, request: &Request<Incoming>) -> Result<Target, Problem> {
         true
     };
     let (tenant, version, rest) = found.ok_or_else(Problem::not_found)?;
-    let runtime = app.functions.get(&tenant.name, &version.manifest.name, version);
+    let runtime =
+        app.functions.get(&tenant.name, &version.manifest.name, version, || app.admission(tenant));
     Ok(Target { tenant: tenant.clone(), version: version.clone(), runtime, rest, strip_key })
 }
 
@@ -160,13 +186,6 @@ fn check_caller(principal: Principal, route: Option<&Route>) -> Result<(), Probl
         return Err(Problem::missing_scope(Scope::Invoke));
     }
     Ok(())
-}
-
-async fn admit(app: &App, target: &Target) -> Result<[Permit; 2], Problem> {
-    // The function's gate comes first: who waits there must not take a place of the tenant's other functions.
-    let function = target.runtime.gate.enter().await?;
-    let tenant = app.admission(&target.tenant).enter().await?;
-    Ok([tenant, function])
 }
 
 /// The token of `Authorization: Bearer …`. Several such headers are refused: two readers could pick different ones.
@@ -191,7 +210,7 @@ fn for_guest(
     request: Request<Incoming>,
     target: &Target,
     peer: &Peer,
-    request_id: &str,
+    request_id: &HeaderValue,
 ) -> Result<(GuestRequest, Option<Arc<AtomicBool>>), Problem> {
     let limit_mib = target.version.grant.sandbox.request_body_mib;
     let limit = limit_mib << 20;
@@ -199,33 +218,39 @@ fn for_guest(
     if body.size_hint().lower() > limit {
         return Err(Problem::too_large("request's body", limit_mib));
     }
-    let host = host(&parts)?;
-    parts.headers.insert(header::HOST, host);
+    settle_host(&mut parts)?;
     parts.uri = own_uri(&parts.uri, target.rest)?;
     if target.strip_key {
         parts.headers.remove(header::AUTHORIZATION);
     }
     set_forwarded(&mut parts.headers, peer);
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        parts.headers.insert(REQUEST_ID, id);
-    }
+    parts.headers.insert(REQUEST_ID, request_id.clone());
     // A body whose length is known is not read further than that by hyper.
     let overflow = body.size_hint().exact().is_none().then(Arc::<AtomicBool>::default);
     let left = overflow.clone().map(|overflow| (limit, overflow));
     Ok((Request::from_parts(parts, RequestBody { body, left }), overflow))
 }
 
-/// The authority that the client asked: HTTP/2 puts it in the URI, HTTP/1.1 in a header, HTTP/1.0 nowhere.
-fn host(parts: &http::request::Parts) -> Result<HeaderValue, Problem> {
-    let bad = || Problem::bad_request("the Host header is malformed");
+/// Sees to it that there is one `host` header, whatever the protocol calls it: HTTP/2 puts it in the URI, HTTP/1.0 may
+/// leave it out.
+fn settle_host(parts: &mut http::request::Parts) -> Result<(), Problem> {
+    let bad = |what| Problem::bad_request(format!("the Host header is {what}"));
     if let Some(authority) = parts.uri.authority() {
-        return HeaderValue::from_str(authority.as_str()).map_err(|_| bad());
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad("malformed"))?;
+        parts.headers.insert(header::HOST, host);
+        return Ok(());
     }
-    match parts.headers.get(header::HOST) {
-        Some(host) if host.to_str().is_ok() => Ok(host.clone()),
-        Some(_) => Err(bad()),
-        None => Ok(HeaderValue::from_static("localhost")),
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if host.to_str().is_ok() => {}
+        (Some(_), None) => return Err(bad("malformed")),
+        (Some(_), Some(_)) => return Err(bad("there twice")),
+        (None, _) if parts.version == Version::HTTP_10 => {
+            parts.headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+        }
+        (None, _) => return Err(bad("missing")),
     }
+    Ok(())
 }
 
 /// `/fn/acme/hello/a?b` is `/a?b` to the function, and `/fn/acme/hello` is `/`.
@@ -245,8 +270,15 @@ fn set_forwarded(headers: &mut HeaderMap, peer: &Peer) {
         headers.append(FORWARDED_FOR, peer.address.clone());
         return;
     }
-    for name in [FORWARDED, FORWARDED_PROTO, FORWARDED_HOST] {
-        headers.remove(name);
+    let is_claim = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-forwarded-") || name == "forwarded" || name == "x-real-ip"
+    };
+    if headers.keys().any(is_claim) {
+        let claims: Vec<_> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
+        for name in claims {
+            headers.remove(name);
+        }
     }
     headers.insert(FORWARDED_FOR, peer.address.clone());
 }
@@ -306,7 +338,7 @@ struct End {
     runtime: Arc<FunctionRuntime>,
     began: Instant,
     access: Option<Access>,
-    _permits: [Permit; 2],
+    _permits: Arc<[Permit; 2]>,
 }
 
 /// What an access line tells besides the outcome.

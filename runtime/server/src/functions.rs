@@ -5,14 +5,19 @@ use std::sync::Arc;
 use dashmap::{DashMap, DashSet};
 use sandpiper_control::{Catalog, FunctionVersion};
 use sandpiper_domain::{FunctionName, TenantName};
-use sandpiper_sandbox::{CodeError, FunctionCode, FunctionLog, Sandboxes};
+use sandpiper_sandbox::{CodeError, FunctionCode, FunctionLog, Purpose, Sandboxes};
 use tokio::sync::OnceCell;
 
-use crate::{admission::Gate, telemetry::FunctionMetrics};
+use crate::{
+    admission::{Gate, TenantAdmission},
+    models::blob_of,
+    telemetry::FunctionMetrics,
+};
 
 /// One function version at work on this node.
 pub(crate) struct FunctionRuntime {
     code: OnceCell<FunctionCode>,
+    pub(crate) tenant: Arc<TenantAdmission>,
     pub(crate) gate: Gate,
     pub(crate) log: Arc<FunctionLog>,
     pub(crate) metrics: Arc<FunctionMetrics>,
@@ -29,19 +34,24 @@ impl FunctionRuntime {
         if let Some(code) = self.code.get() {
             return Ok(code);
         }
-        let (digest, catalog) = (version.digest, catalog.clone());
-        let component = move || match catalog.blob(&digest) {
-            Ok(Some(bytes)) => Ok(bytes),
-            Ok(None) => Err("the component is missing from the store".to_owned()),
-            Err(error) => Err(format!("{error:?}")),
-        };
-        self.code.get_or_try_init(|| sandboxes.load(digest, component)).await
+        let digest = version.digest;
+        let component = blob_of(catalog.clone(), digest);
+        self.code.get_or_try_init(|| sandboxes.load(Purpose::Request, digest, component)).await
+    }
+}
+
+impl FunctionRuntime {
+    /// Keeps code that a deployment has just linked, so that the first request need not load it again.
+    pub(crate) fn seed(&self, code: FunctionCode) {
+        let _ = self.code.set(code);
     }
 }
 
 /// Functions whose metrics carry their names; the rest share one name, or a tenant could grow the metrics without
 /// bound.
-const NAMED_FUNCTIONS_MAX: usize = 2_000;
+const NAMED_FUNCTIONS_MAX: usize = 5_000;
+/// The same for one tenant, so that none takes the names of all others.
+const NAMED_FUNCTIONS_OF_TENANT_MAX: usize = 250;
 
 type Name = (TenantName, FunctionName);
 
@@ -61,15 +71,17 @@ impl FunctionRuntimes {
         tenant: &TenantName,
         function: &FunctionName,
         version: &FunctionVersion,
+        admission: impl FnOnce() -> Arc<TenantAdmission>,
     ) -> Arc<FunctionRuntime> {
         let key = (tenant.clone(), function.clone(), version.version);
         if let Some(runtime) = self.versions.get(&key) {
             return runtime.clone();
         }
         let (log, metrics) = self.shared(tenant, function);
-        let gate = || Gate::new(version.manifest.scale.max, version.grant.tenant.queue);
+        let tenant = admission();
+        let gate = tenant.function_gate(version.manifest.scale.max);
         let runtime = self.versions.entry(key).or_insert_with(|| {
-            Arc::new(FunctionRuntime { code: OnceCell::new(), gate: gate(), log, metrics })
+            Arc::new(FunctionRuntime { code: OnceCell::new(), tenant, gate, log, metrics })
         });
         runtime.clone()
     }
@@ -87,7 +99,7 @@ impl FunctionRuntimes {
         let name = (tenant.clone(), function.clone());
         let shared = self.shared.entry(name.clone()).or_insert_with(|| {
             let is_named = self.named.contains(&name)
-                || (self.named.len() < NAMED_FUNCTIONS_MAX && self.named.insert(name));
+                || (self.has_room_to_name(tenant) && self.named.insert(name));
             let metrics = match is_named {
                 true => FunctionMetrics::new(tenant.to_string(), function.to_string()),
                 false => FunctionMetrics::new("other", "other"),
@@ -95,6 +107,11 @@ impl FunctionRuntimes {
             (Arc::default(), Arc::new(metrics))
         });
         shared.clone()
+    }
+
+    fn has_room_to_name(&self, tenant: &TenantName) -> bool {
+        let of_tenant = || self.named.iter().filter(|name| name.0 == *tenant).count();
+        self.named.len() < NAMED_FUNCTIONS_MAX && of_tenant() < NAMED_FUNCTIONS_OF_TENANT_MAX
     }
 
     /// Keeps what the catalog still has, and drops the rest; running invocations hold what they need.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sandpiper_control::{Catalog, ModelVersion};
-use sandpiper_domain::{BoxFuture, InferenceError, Model, ModelKey, ModelScope, ModelSource};
+use sandpiper_control::Catalog;
+use sandpiper_domain::{
+    BoxFuture, Digest, InferenceError, Model, ModelKey, ModelScope, ModelSource,
+};
 use sandpiper_inference::{InferencePlane, LoadError};
 
 /// Joins the catalog and the inference plane.
@@ -25,7 +27,7 @@ impl ModelSource for CatalogModels {
             if let Some(model) = self.inference.loaded(&key) {
                 return Ok(model as Arc<dyn Model>);
             }
-            let source = blob_of(self.catalog.clone(), &version);
+            let source = blob_of(self.catalog.clone(), version.digest);
             match self.inference.load(&key, source).await {
                 Ok(model) => Ok(model as Arc<dyn Model>),
                 Err(error) => Err(refusal(&key, error)),
@@ -34,15 +36,14 @@ impl ModelSource for CatalogModels {
     }
 }
 
-/// Reads a model's bytes when the inference plane asks for them.
-fn blob_of(
+/// Reads a blob when somebody asks for it.
+pub(crate) fn blob_of(
     catalog: Arc<Catalog>,
-    version: &ModelVersion,
+    digest: Digest,
 ) -> impl FnOnce() -> Result<Bytes, String> + Send + 'static {
-    let digest = version.digest;
     move || match catalog.blob(&digest) {
         Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err("the model is missing from the store".to_owned()),
+        Ok(None) => Err(format!("the blob {digest} is missing from the store")),
         Err(error) => Err(format!("{error:?}")),
     }
 }

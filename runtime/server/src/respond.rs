@@ -70,6 +70,10 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after(1)
     }
 
+    pub(crate) fn too_many(code: &'static str, message: &str) -> Self {
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, code, message).retry_after(1)
+    }
+
     /// For failures whose cause is in the log and none of the client's business.
     pub(crate) fn internal(error: impl std::fmt::Debug) -> Self {
         tracing::error!(?error, "a request failed");
@@ -145,7 +149,7 @@ impl From<Refusal> for Problem {
             }
             Refusal::Waited => ("queue_timeout", "the request waited too long for its turn"),
         };
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, code, message).retry_after(1)
+        Problem::too_many(code, message)
     }
 }
 

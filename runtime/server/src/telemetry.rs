@@ -1,6 +1,6 @@
 //! Logs and metrics. Handles are made once for each function, so that an invocation only adds to counters.
 
-use std::time::Duration;
+use std::{io::IsTerminal, time::Duration};
 
 use anyhow::Context;
 use metrics::{Counter, Histogram, SharedString, counter, histogram};
@@ -33,7 +33,10 @@ pub(crate) fn init(format: LogFormat, filter: &str) -> anyhow::Result<Prometheus
     let filter =
         format!("{filter},{}", TRACT_TARGETS.map(|target| format!("{target}=off")).join(","));
     let filter = EnvFilter::try_new(filter).context("SANDPIPER_LOG holds no log filter")?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => logs.with_target(false).init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use super::Context;
+use super::{Context, interrupt::Interrupt};
 use crate::{
     error::{CliError, Kind, Result},
     output::{Task, Ui, human},
@@ -31,7 +31,7 @@ pub(super) struct Built {
 
 pub(super) fn run(context: &Context, path: &Path) -> Result<()> {
     let project = Project::load(path)?;
-    let built = build(context.ui, &project)?;
+    let built = build(context.ui, &project, None)?;
     let result = json!({
         "name": project.manifest.name,
         "component": built.component,
@@ -44,15 +44,16 @@ pub(super) fn run(context: &Context, path: &Path) -> Result<()> {
     })
 }
 
-/// Builds `project` and checks that its component is there.
-pub(super) fn build(ui: Ui, project: &Project) -> Result<Built> {
+/// Builds `project` and checks that its component is there. A caller who watches for signals hands its watch on;
+/// where nobody does, they end the build as they end us.
+pub(super) fn build(ui: Ui, project: &Project, interrupt: Option<&Interrupt>) -> Result<Built> {
     let component = project.component()?;
     let task = ui.spinner(&format!("building {}", project.manifest.name));
     if let Some(command) = &project.manifest.build.command {
         if command.contains(TARGET) {
             ensure_target(ui, &project.folder)?;
         }
-        run_command(command, &project.folder, &task)?;
+        run_command(command, &project.folder, &task, interrupt)?;
     }
     let bytes = check_component(&component)
         .map_err(|error| error.or_next("see that the build command writes it"))?;
@@ -87,7 +88,12 @@ fn ensure_target(ui: Ui, folder: &Path) -> Result<()> {
     }
 }
 
-fn run_command(command: &str, folder: &Path, task: &Task) -> Result<()> {
+fn run_command(
+    command: &str,
+    folder: &Path,
+    task: &Task,
+    interrupt: Option<&Interrupt>,
+) -> Result<()> {
     // Both streams go into one pipe, so that the output keeps its order.
     let failed = |why: String| {
         CliError::new(Kind::Build, "the build failed").why(why).next(format!(
@@ -102,7 +108,10 @@ fn run_command(command: &str, folder: &Path, task: &Task) -> Result<()> {
     shell.stdin(Stdio::null()).stdout(writer).stderr(second);
     // The manifest says where the component lies; a target folder from outside would put it elsewhere.
     shell.env_remove("CARGO_TARGET_DIR").env_remove("CARGO_BUILD_TARGET_DIR");
-    let child = shell.spawn();
+    let child = match interrupt {
+        Some(interrupt) => interrupt.start_build(&mut shell),
+        None => shell.spawn(),
+    };
     // The writers live on in `shell`; the pipe ends only when they are gone.
     drop(shell);
     let mut child = child.map_err(|error| failed(error.to_string()))?;
@@ -117,7 +126,11 @@ fn run_command(command: &str, folder: &Path, task: &Task) -> Result<()> {
         }
         kept.push_back(line);
     }
-    let status = child.wait().map_err(|error| failed(error.to_string()))?;
+    let status = child.wait();
+    if let Some(interrupt) = interrupt {
+        interrupt.build_ended();
+    }
+    let status = status.map_err(|error| failed(error.to_string()))?;
     if status.success() {
         return Ok(());
     }
@@ -140,14 +153,14 @@ mod tests {
     fn the_command_runs_in_the_folder_and_leaves_a_component() {
         let folder = tempfile::tempdir().unwrap();
         let project = project(folder.path(), r"printf '\0asm1234' > a.wasm");
-        assert_eq!(build(Ui::new(true), &project).unwrap().bytes, 8);
+        assert_eq!(build(Ui::new(true), &project, None).unwrap().bytes, 8);
     }
 
     #[test]
     fn a_failure_shows_the_whole_output_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let project = project(folder.path(), "echo one; echo two >&2; echo three; exit 3");
-        let error = build(Ui::new(true), &project).err().unwrap();
+        let error = build(Ui::new(true), &project, None).err().unwrap();
         assert_eq!(error.exit_code(), 9);
         assert!(error.why.unwrap().ends_with("one\ntwo\nthree"));
     }
@@ -155,7 +168,8 @@ mod tests {
     #[test]
     fn a_command_that_writes_nothing_is_found_out() {
         let folder = tempfile::tempdir().unwrap();
-        let error = build(Ui::new(true), &project(folder.path(), "true")).err().unwrap();
+        let project = project(folder.path(), "true");
+        let error = build(Ui::new(true), &project, None).err().unwrap();
         assert!(error.what.contains("a.wasm"), "{}", error.text());
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use sandpiper_domain::{Scope, TenantName};
 use serde_json::{Value, json};
 
 use super::{Context, build, number, text};
 use crate::{
     args::Deploy,
-    client::Client,
-    error::Result,
+    client::{Client, Identity, OPERATOR_WITHOUT_TENANT},
+    error::{CliError, Kind, Result},
     output::{Ui, human, short},
     project::{Project, check_component},
     upload::Upload,
@@ -16,9 +17,10 @@ use crate::{
 
 pub(super) fn run(context: &Context, arguments: &Deploy) -> Result<()> {
     let project = Project::load(&arguments.path)?;
-    let client = context.client()?;
-    // A missing key or server is found out before a long build, not after it.
-    client.whoami()?;
+    let settings = context.settings()?;
+    let client = Client::new(&settings)?;
+    // What the server would refuse is found out before a long build, not after it.
+    check_rights(&client.whoami()?, settings.tenant.as_ref().map(|tenant| &tenant.value))?;
     let (component, build_time) = component(context.ui, &project, arguments)?;
     let activate = !arguments.no_activate;
     let (mut answer, time) = upload(context.ui, &client, &project, &component, activate)?;
@@ -40,6 +42,20 @@ pub(super) fn run(context: &Context, arguments: &Deploy) -> Result<()> {
     })
 }
 
+/// Whether the key may deploy, and whether it is clear for whom.
+fn check_rights(identity: &Identity, named: Option<&TenantName>) -> Result<()> {
+    if identity.operator && named.is_none() {
+        return Err(CliError::usage(OPERATOR_WITHOUT_TENANT)
+            .next("name the tenant to deploy for: --tenant NAME, or SANDPIPER_TENANT"));
+    }
+    let scope = Scope::Deploy.name();
+    if !identity.scopes.iter().any(|held| held == scope) {
+        return Err(CliError::new(Kind::Auth, format!("the key lacks the scope `{scope}`"))
+            .next("use one that has it: `sandpiper key create` makes it, with a key that has the scope `keys`"));
+    }
+    Ok(())
+}
+
 fn component(ui: Ui, project: &Project, arguments: &Deploy) -> Result<(PathBuf, Option<Duration>)> {
     if let Some(file) = &arguments.component {
         check_component(file)?;
@@ -50,7 +66,7 @@ fn component(ui: Ui, project: &Project, arguments: &Deploy) -> Result<(PathBuf, 
         check_component(&file)?;
         return Ok((file, None));
     }
-    let built = build::build(ui, project)?;
+    let built = build::build(ui, project, None)?;
     Ok((built.component, Some(built.time)))
 }
 
@@ -78,6 +94,26 @@ pub(super) fn absolute(server: &str, url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_server_would_refuse_is_refused_before_the_build() {
+        let tenant: TenantName = "acme".parse().unwrap();
+        let scopes = |scopes: &[&str]| scopes.iter().map(|&scope| scope.to_owned()).collect();
+        let operator =
+            Identity { tenant: None, operator: true, scopes: scopes(&["deploy", "invoke"]) };
+        let refused = check_rights(&operator, None).unwrap_err();
+        assert_eq!(refused.exit_code(), 2);
+        assert!(refused.text().contains("--tenant"), "{}", refused.text());
+        assert!(check_rights(&operator, Some(&tenant)).is_ok());
+
+        let member = |held: &[&str]| Identity {
+            tenant: Some(tenant.clone()),
+            operator: false,
+            scopes: scopes(held),
+        };
+        assert!(check_rights(&member(&["deploy"]), None).is_ok());
+        assert_eq!(check_rights(&member(&["invoke"]), None).unwrap_err().exit_code(), 4);
+    }
 
     #[test]
     fn a_path_is_completed_and_a_url_kept() {

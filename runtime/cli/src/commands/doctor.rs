@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
+use sandpiper_domain::TenantName;
 use serde_json::{Value, json};
 
 use super::{Context, build};
 use crate::{
-    client::Client,
+    client::{Client, Identity},
     config::{self, Settings, masked},
     error::{CliError, Kind, Result},
     output::clean,
@@ -136,9 +137,8 @@ fn config_file() -> Check {
 }
 
 fn server_and_key(settings: &Settings, checks: &mut Vec<Check>) -> Result<()> {
-    let client = Client::new(settings)?;
+    let anonymous = Client::with(&settings.server.value, None, None)?;
     let server = format!("{} ({})", settings.server.value, settings.server.source);
-    let anonymous = client.anonymous();
     match anonymous.probe("/livez", PROBE) {
         Ok(200) => checks.push(Check::ok("server", server)),
         Ok(status) => checks.push(Check::failed(
@@ -161,11 +161,11 @@ fn server_and_key(settings: &Settings, checks: &mut Vec<Check>) -> Result<()> {
         ),
         Err(error) => Check::of_error("ready", error),
     });
-    checks.push(key(settings, &client));
+    checks.push(key(settings));
     Ok(())
 }
 
-fn key(settings: &Settings, client: &Client) -> Check {
+fn key(settings: &Settings) -> Check {
     let Some(key) = &settings.key else {
         return Check::failed(
             "key",
@@ -174,18 +174,24 @@ fn key(settings: &Settings, client: &Client) -> Check {
              `sandpiper key create --tenant NAME`",
         );
     };
-    match client.whoami() {
+    // A key that cannot even be sent is found out here, and is one failed check among the others.
+    match Client::new(settings).and_then(|client| client.whoami()) {
         Ok(identity) => {
-            let owner = match (&identity.tenant, identity.operator) {
-                (Some(tenant), true) => format!("the operator's, acting for {tenant}"),
-                (None, true) => "the operator's".to_owned(),
-                (Some(tenant), false) => format!("{tenant}'s"),
-                (None, false) => "nobody's".to_owned(),
-            };
+            let owner = owner(&identity, settings.tenant.as_ref().map(|tenant| &tenant.value));
             let scopes = identity.scopes.join(", ");
             Check::ok("key", format!("{} is {owner}; scopes: {scopes}", masked(&key.value)))
         }
         Err(error) => Check::of_error("key", error),
+    }
+}
+
+/// Whose key it is. The operator's acts for the tenant that is `named`; a tenant's acts for none but its own.
+fn owner(identity: &Identity, named: Option<&TenantName>) -> String {
+    match (identity.operator, &identity.tenant, named) {
+        (true, _, Some(named)) => format!("the operator's, acting for {named}"),
+        (true, _, None) => "the operator's, acting for no tenant".to_owned(),
+        (false, Some(tenant), _) => format!("{tenant}'s"),
+        (false, None, _) => "nobody's".to_owned(),
     }
 }
 
@@ -197,6 +203,34 @@ mod tests {
     fn a_failed_check_says_what_to_do() {
         let line = Check::failed("key", "none is set", "set one").line();
         assert_eq!(line, format!("FAIL  key           none is set\n{:20}next: set one", ""));
+    }
+
+    #[test]
+    fn a_malformed_key_is_a_failed_check() {
+        let global = crate::args::Global {
+            server: Some("http://127.0.0.1:1".into()),
+            key: Some("a\nb".into()),
+            tenant: Some("t".into()),
+            json: true,
+        };
+        let settings = Settings::load(&global).unwrap();
+        let check = key(&settings);
+        assert_eq!((check.state, check.name), (State::Failed, "key"));
+        assert!(check.detail.contains("characters"), "{}", check.detail);
+        // The rest of the report is still there.
+        let mut checks = Vec::new();
+        server_and_key(&settings, &mut checks).unwrap();
+        assert_eq!(checks.len(), 2);
+    }
+
+    #[test]
+    fn the_operators_key_acts_for_the_tenant_that_is_named() {
+        let operator = Identity { operator: true, ..Identity::default() };
+        let acme: TenantName = "acme".parse().unwrap();
+        assert_eq!(owner(&operator, Some(&acme)), "the operator's, acting for acme");
+        assert_eq!(owner(&operator, None), "the operator's, acting for no tenant");
+        let member = Identity { tenant: Some(acme), ..Identity::default() };
+        assert_eq!(owner(&member, Some(&"beta".parse().unwrap())), "acme's");
     }
 
     #[test]

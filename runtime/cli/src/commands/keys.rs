@@ -1,6 +1,6 @@
 //! `sandpiper key`: makes, lists and revokes the keys of a tenant.
 
-use sandpiper_domain::Scope;
+use sandpiper_domain::{Scope, TenantName};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
@@ -9,7 +9,7 @@ use crate::{
     args::Key,
     error::{CliError, Result},
     expires,
-    output::table,
+    output::{clean, table},
 };
 
 pub(super) fn run(context: &Context, command: Key) -> Result<()> {
@@ -53,7 +53,15 @@ fn create(context: &Context, scopes: &[Scope], expires: Option<&str>) -> Result<
         text(&answer, "id")
     ));
     // The key alone on stdout, so that `KEY=$(sandpiper key create)` works.
-    context.ui.result(&answer, |answer| text(answer, "key").to_owned())
+    let shown = context.ui.result(&answer, |answer| text(answer, "key").to_owned());
+    shown.map_err(|error| unshown(error, text(&answer, "id"), &tenant))
+}
+
+/// A key that nobody has seen is of no use to anyone but a finder. This one error is never quiet.
+fn unshown(error: CliError, id: &str, tenant: &TenantName) -> CliError {
+    CliError::unexpected("the key was made and could not be shown")
+        .why(error.why.as_deref().unwrap_or(&error.what))
+        .next(format!("revoke it: sandpiper key revoke {} --tenant {tenant}", clean(id)))
 }
 
 /// An id goes into a URL: a slash or a space in it would make it another one.
@@ -69,6 +77,15 @@ fn check_id(id: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_key_that_nobody_saw_is_an_error_that_names_it() {
+        let closed = CliError::new(Kind::OutputClosed, "the reader of the output has gone");
+        let error = unshown(closed, "k1", &"acme".parse().unwrap());
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.text().contains("sandpiper key revoke k1 --tenant acme"), "{}", error.text());
+    }
 
     #[test]
     fn an_id_cannot_leave_its_place_in_the_url() {

@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod deploy;
 mod doctor;
+mod interrupt;
 mod invoke;
 mod keys;
 mod logs;

@@ -32,7 +32,8 @@ pub(super) fn run(context: &Context, command: Models) -> Result<()> {
         Models::Show { name } => catalog::show(context, collection, name.as_str()),
         Models::Delete { name } => catalog::delete(context, collection, name.as_str()),
         Models::Versions { name } => catalog::versions(context, collection, name.as_str()),
-        Models::Grant { name, to } => grant(context, &name, &to),
+        // Without `--to` there is `--none`: the command line sees to that.
+        Models::Grant { name, to, .. } => grant(context, &name, to.as_deref()),
         Models::Rollback { name, alias } => {
             catalog::rollback(context, collection, name.as_str(), &alias)
         }
@@ -94,20 +95,23 @@ pub(super) fn push(
     Ok((answer, task.elapsed()))
 }
 
-fn grant(context: &Context, name: &ModelName, to: &str) -> Result<()> {
+fn grant(context: &Context, name: &ModelName, to: Option<&str>) -> Result<()> {
     let body = grant_body(to)?;
     let answer = context.client()?.put(&format!("/api/v1/models/{name}/grants"), &body)?;
     let answer = if answer.is_null() { body } else { answer };
     context.ui.result(&answer, |_| match to {
-        "*" => format!("every tenant may load {name}"),
-        to => format!("{to} may load {name}, and no other tenant"),
+        None => format!("no other tenant may load {name}"),
+        Some("*") => format!("every tenant may load {name}"),
+        Some(to) => format!("{to} may load {name}, and no other tenant"),
     })
 }
 
-fn grant_body(to: &str) -> Result<Value> {
-    if to == "*" {
-        return Ok(json!({ "tenants": "*" }));
-    }
+fn grant_body(to: Option<&str>) -> Result<Value> {
+    let to = match to {
+        None => return Ok(json!({ "tenants": [] })),
+        Some("*") => return Ok(json!({ "tenants": "*" })),
+        Some(to) => to,
+    };
     let tenants = to.split(',').map(|name| name.trim().parse::<TenantName>());
     let tenants = tenants.collect::<Result<Vec<_>, _>>().map_err(|error| {
         CliError::from(error).next("give tenants with commas between them, or '*' in quotes")
@@ -127,10 +131,12 @@ mod tests {
     }
 
     #[test]
-    fn grants_go_to_tenants_or_to_all() {
-        assert_eq!(grant_body("*").unwrap(), json!({"tenants": "*"}));
-        assert_eq!(grant_body("beta, gamma").unwrap(), json!({"tenants": ["beta", "gamma"]}));
-        assert!(grant_body("beta,*").is_err() && grant_body("").is_err());
+    fn grants_go_to_tenants_to_all_or_to_none() {
+        assert_eq!(grant_body(None).unwrap(), json!({"tenants": []}));
+        assert_eq!(grant_body(Some("*")).unwrap(), json!({"tenants": "*"}));
+        let two = grant_body(Some("beta, gamma")).unwrap();
+        assert_eq!(two, json!({"tenants": ["beta", "gamma"]}));
+        assert!(grant_body(Some("beta,*")).is_err() && grant_body(Some("")).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::Context;
 use crate::{
     args::{New, Template},
     error::{CliError, Result},
-    project::{MANIFEST, checkout},
+    project::{BUILT_IN, MANIFEST, checkout},
 };
 
 /// A file to be written: its path in the new folder and its template.
@@ -38,7 +38,7 @@ const TAKEN: &str = " abstract alloc as async await become box break const conti
 
 pub(super) fn run(context: &Context, arguments: &New) -> Result<()> {
     let (name, here) = (arguments.name.as_str(), Path::new("."));
-    let sdk = sdk(here, arguments.sdk.as_deref())?;
+    let sdk = sdk(here, arguments.sdk.as_deref(), Path::new(BUILT_IN))?;
     let files = render(name, arguments.template, &sdk);
     let folder = here.join(name);
     let failed = |path: &Path, error: io::Error| {
@@ -79,8 +79,9 @@ fn render(name: &str, template: Template, sdk: &str) -> Vec<(&'static str, Strin
     [CARGO, IGNORE].into_iter().chain(own).map(fill).collect()
 }
 
-/// The dependency on the guest SDK: by path where one is named or a checkout is around us, else as published.
-fn sdk(here: &Path, named: Option<&Path>) -> Result<String> {
+/// The dependency on the guest SDK: the one that is named, that of the checkout around us, or that of the checkout
+/// where this program was `built_in`. There is no other place: no registry has it.
+fn sdk(here: &Path, named: Option<&Path>, built_in: &Path) -> Result<String> {
     let path = match named {
         Some(path) => named_sdk(path)?,
         None => match (checkout(here), here.canonicalize()) {
@@ -89,11 +90,21 @@ fn sdk(here: &Path, named: Option<&Path>) -> Result<String> {
                 let depth = here.strip_prefix(&root).map_or(0, |rest| rest.components().count());
                 std::iter::repeat_n("..", depth + 1).collect::<PathBuf>().join("guest-sdk")
             }
-            _ => return Ok("\"0.1\"".to_owned()),
+            _ => checkout(built_in).ok_or_else(|| no_sdk(built_in))?.join("guest-sdk"),
         },
     };
     let text = toml::Value::String(path.to_string_lossy().into_owned());
     Ok(format!("{{ path = {text} }}"))
+}
+
+fn no_sdk(built_in: &Path) -> CliError {
+    let why = format!(
+        "the crate sandpiper-guest is in no registry; there is no checkout of Sandpiper around this folder, and none any \
+         more at {}, where this program was built",
+        built_in.display()
+    );
+    let error = CliError::usage("the guest SDK is not found").why(why);
+    error.next("use --sdk PATH, the folder `guest-sdk` of a checkout")
 }
 
 /// The SDK's own folder, or that of the checkout it is named by.
@@ -123,7 +134,7 @@ mod tests {
     #[test]
     fn every_template_renders_to_a_valid_manifest_and_package() {
         for template in [Template::Hello, Template::Model] {
-            let files = render("my-fn", template, "\"0.1\"");
+            let files = render("my-fn", template, "{ path = \"/sdk\" }");
             assert!(files.iter().all(|(_, text)| !text.contains("{{")), "{files:?}");
             let manifest = Manifest::parse(file(&files, MANIFEST)).unwrap();
             assert_eq!(manifest.name.as_str(), "my-fn");
@@ -131,35 +142,42 @@ mod tests {
             assert!(component.ends_with("/my_fn.wasm"), "{component}");
             let cargo: toml::Table = toml::from_str(file(&files, "Cargo.toml")).unwrap();
             assert_eq!(cargo["package"]["name"].as_str(), Some("my-fn"));
-            assert_eq!(cargo["dependencies"]["sandpiper-guest"].as_str(), Some("0.1"));
+            let sdk = &cargo["dependencies"]["sandpiper-guest"];
+            assert_eq!(sdk["path"].as_str(), Some("/sdk"));
         }
     }
 
     #[test]
     fn a_name_that_cargo_refuses_gets_another_package_name() {
         for name in ["fn", "test", "serde", "core"] {
-            let files = render(name, Template::Hello, "\"0.1\"");
+            let files = render(name, Template::Hello, "{ path = \"/sdk\" }");
             assert!(file(&files, "Cargo.toml").contains(&format!("\"{name}-function\"")));
             assert!(file(&files, MANIFEST).contains(&format!("/{name}_function.wasm")));
         }
     }
 
     #[test]
-    fn inside_a_checkout_the_sdk_is_found_by_path() {
+    fn the_sdk_is_the_one_named_or_around_us_or_where_we_were_built() {
         let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
+        let root = &folder.path().canonicalize().unwrap();
         for made in ["runtime/cli", "guest-sdk", "mine/deep"] {
             fs::create_dir_all(root.join(made)).unwrap();
         }
         fs::write(root.join("guest-sdk/Cargo.toml"), "[package]\nname = \"sandpiper-guest\"")
             .unwrap();
         let path = |depth: &str| format!("{{ path = \"{depth}guest-sdk\" }}");
-        assert_eq!(sdk(root, None).unwrap(), path("../"));
-        assert_eq!(sdk(&root.join("mine/deep"), None).unwrap(), path("../../../"));
+        let gone = Path::new("/nowhere/runtime/cli");
+        assert_eq!(sdk(root, None, gone).unwrap(), path("../"));
+        assert_eq!(sdk(&root.join("mine/deep"), None, gone).unwrap(), path("../../../"));
 
         let elsewhere = tempfile::tempdir().unwrap();
-        assert_eq!(sdk(elsewhere.path(), None).unwrap(), "\"0.1\"");
-        assert!(sdk(elsewhere.path(), Some(root)).unwrap().contains("guest-sdk"));
-        assert!(sdk(elsewhere.path(), Some(elsewhere.path())).is_err());
+        let elsewhere = elsewhere.path();
+        let absolute = path(&format!("{}/", root.display()));
+        assert_eq!(sdk(elsewhere, None, &root.join("runtime/cli")).unwrap(), absolute);
+        assert_eq!(sdk(elsewhere, Some(root), gone).unwrap(), absolute);
+        assert!(sdk(elsewhere, Some(elsewhere), gone).is_err());
+        let error = sdk(elsewhere, None, gone).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.text().contains("--sdk PATH") && error.text().contains("/nowhere"));
     }
 }

@@ -5,8 +5,10 @@
 
 mod audit;
 mod convert;
+mod demand;
 mod explain;
 mod fact;
+mod fold;
 mod guard;
 mod load;
 mod plan;
@@ -104,8 +106,7 @@ fn explain_failure(plan: &Plan, trace: &Trace, failure: &Failure) -> InferenceEr
             "the shapes of the inputs do not fit each other in this model".to_owned(),
         ),
         Failure::TooLarge => InferenceError::TooLarge(
-            "a value inside the model would be larger than 1 GiB for inputs of these shapes"
-                .to_owned(),
+            "a value inside the model would be larger than 1 GiB for these inputs".to_owned(),
         ),
         Failure::Failed => InferenceError::Runtime(match plan.operator(trace) {
             Some(operator) => format!("the model failed while it ran, in an operator `{operator}`"),

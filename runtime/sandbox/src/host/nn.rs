@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use sandpiper_domain::{
     DataType, InferenceError, InferenceRequest, Model, ModelScope, ModelSource, NamedTensor,
-    Tensor, TensorError, Usage,
+    RANK_MAX, Tensor, TensorError, Usage,
 };
 use wasmtime::{
     Result,
@@ -56,6 +56,13 @@ pub struct HostTensor {
     ty: TensorType,
     data: Bytes,
     checked: std::result::Result<Tensor, TensorError>,
+}
+
+impl HostTensor {
+    /// What it holds in the host. A tensor of too many dimensions stays invalid, but its dimensions are kept.
+    fn bytes(&self) -> usize {
+        self.data.len() + self.dimensions.len() * size_of::<u32>()
+    }
 }
 
 /// The resource behind `graph`.
@@ -126,7 +133,7 @@ impl NnView<'_> {
         let mut taken = Ok(Vec::with_capacity(inputs.len()));
         for (name, resource) in inputs {
             let tensor = self.table.delete(resource)?;
-            self.limiter.give_tensor_bytes(tensor.data.len());
+            self.limiter.give_tensor_bytes(tensor.bytes());
             let Ok(all) = &mut taken else { continue };
             let fitted = tensor
                 .checked
@@ -144,21 +151,26 @@ impl NnView<'_> {
         &mut self,
         outputs: Vec<NamedTensor>,
     ) -> Answer<Vec<(String, Resource<HostTensor>)>> {
-        let mut given = Vec::with_capacity(outputs.len());
+        let mut widened = Vec::with_capacity(outputs.len());
         for NamedTensor { name, tensor } in outputs {
-            let (ty, tensor) = match nn_types::widen_output(tensor) {
-                Ok(widened) => widened,
+            match nn_types::widen_output(tensor) {
+                Ok((ty, tensor)) => widened.push((name, ty, tensor)),
                 Err(error) => return self.refuse(error),
-            };
-            let data = tensor.data().clone();
-            self.charge(data.len())?;
+            }
+        }
+        let mut given = Vec::with_capacity(widened.len());
+        for (name, ty, tensor) in widened {
             let dimensions = tensor.shape().iter().map(|dim| *dim as u32).collect();
-            given.push((
-                name,
-                self.table.push(HostTensor { dimensions, ty, data, checked: Ok(tensor) })?,
-            ));
+            let data = tensor.data().clone();
+            given
+                .push((name, self.push(HostTensor { dimensions, ty, data, checked: Ok(tensor) })?));
         }
         Ok(Ok(given))
+    }
+
+    fn push(&mut self, tensor: HostTensor) -> Result<Resource<HostTensor>> {
+        self.charge(tensor.bytes())?;
+        Ok(self.table.push(tensor)?)
     }
 }
 
@@ -188,11 +200,15 @@ impl tensor::HostTensor for NnView<'_> {
         ty: TensorType,
         data: Vec<u8>,
     ) -> Result<Resource<HostTensor>> {
-        self.charge(data.len())?;
         let data = Bytes::from(data);
-        let shape: Vec<u64> = dimensions.iter().map(|dim| u64::from(*dim)).collect();
-        let checked = Tensor::new(nn_types::datatype(ty), &shape, data.clone());
-        Ok(self.table.push(HostTensor { dimensions, ty, data, checked })?)
+        let checked = match dimensions.len() {
+            rank if rank > RANK_MAX => Err(TensorError::Rank(rank)),
+            _ => {
+                let shape: Vec<u64> = dimensions.iter().map(|dim| u64::from(*dim)).collect();
+                Tensor::new(nn_types::datatype(ty), &shape, data.clone())
+            }
+        };
+        self.push(HostTensor { dimensions, ty, data, checked })
     }
 
     fn dimensions(&mut self, tensor: Resource<HostTensor>) -> Result<Vec<u32>> {
@@ -209,7 +225,7 @@ impl tensor::HostTensor for NnView<'_> {
 
     fn drop(&mut self, tensor: Resource<HostTensor>) -> Result<()> {
         let tensor = self.table.delete(tensor)?;
-        self.limiter.give_tensor_bytes(tensor.data.len());
+        self.limiter.give_tensor_bytes(tensor.bytes());
         Ok(())
     }
 }

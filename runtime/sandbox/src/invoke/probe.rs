@@ -7,10 +7,9 @@ use std::{
 
 use sandpiper_domain::{Fault, Grant, Usage};
 
-use super::{Observer, Outcome, Sandbox};
+use super::{Observer, Outcome, Report, Sandbox, Shared};
 use crate::{
     code::FunctionCode,
-    cpu::CpuMeter,
     engine::Sandboxes,
     log::{FunctionLog, InvocationLog},
     state::State,
@@ -33,17 +32,17 @@ impl Sandboxes {
         request_id: &Arc<str>,
     ) -> Result<Duration, Fault> {
         let began = Instant::now();
-        let cpu = Arc::new(CpuMeter::default());
+        let shared = Arc::new(Shared::default());
         let log_bytes = grant.sandbox.log_kib as usize * 1024;
         let log = Arc::new(InvocationLog::new(log.clone(), request_id.clone(), log_bytes));
         let deadline = began + Duration::from_millis(grant.sandbox.wall_ms);
-        let state = State::new(grant.clone(), self.models.clone(), cpu.clone(), log, deadline);
-        let mut sandbox = Sandbox::new(self, state, Box::new(Unheard), cpu, Arc::default());
-        let made = match &mut sandbox.store {
-            Some(store) => code.pre.instantiate_async(store).await.map(drop),
-            None => Ok(()),
-        };
-        sandbox.finish(made)?;
-        Ok(began.elapsed())
+        let state = State::new(grant.clone(), self.models.clone(), shared.clone(), log, deadline);
+        let observer: Option<Box<dyn Observer>> = Some(Box::new(Unheard));
+        let report = Report { observer, usage: Usage::default(), shared };
+        let mut sandbox = Sandbox::new(self, state, report);
+        let Some(store) = &mut sandbox.store else { return Err(Fault::Saturated) };
+        let made = code.pre.instantiate_async(store).await.is_ok();
+        drop(sandbox);
+        if made { Ok(began.elapsed()) } else { Err(Fault::Saturated) }
     }
 }

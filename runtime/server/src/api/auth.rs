@@ -78,6 +78,14 @@ impl Caller {
         find_tenant(app, &name)
     }
 
+    /// When the caller's own key ends.
+    pub(super) fn expires_at(&self, app: &App) -> Option<OffsetDateTime> {
+        match &self.principal {
+            Principal::Operator => None,
+            Principal::Tenant { key_id, .. } => app.catalog.snapshot().key(key_id)?.expires_at,
+        }
+    }
+
     /// What the caller may pass on to a new key.
     pub(super) fn scopes(&self) -> ScopeSet {
         match &self.principal {

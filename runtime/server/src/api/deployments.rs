@@ -1,6 +1,9 @@
 //! Deployments that were not waited for: where they stand, until the next one of the same name.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use dashmap::DashMap;
 use http::StatusCode;
@@ -20,14 +23,21 @@ enum Stage {
     Failed(Problem),
 }
 
-/// The deployments under way or failed.
+/// Failed deployments that one tenant is told of; earlier ones are forgotten.
+const FAILED_MAX: usize = 32;
+
+/// The deployments under way or failed. Each has a number of its own, so that a later one of the same name is not
+/// taken for an earlier one.
 #[derive(Debug, Default)]
-pub(crate) struct Deployments(DashMap<Subject, Stage>);
+pub(crate) struct Deployments {
+    stages: DashMap<Subject, (u64, Stage)>,
+    next: AtomicU64,
+}
 
 impl Deployments {
     /// What to show beside the subject, if anything.
     pub(super) fn json(&self, subject: &Subject) -> Option<Value> {
-        let stage = self.0.get(subject)?.clone();
+        let (_, stage) = self.stages.get(subject)?.clone();
         Some(match stage {
             Stage::Preparing => json!({ "state": "preparing" }),
             Stage::Failed(problem) => {
@@ -36,6 +46,37 @@ impl Deployments {
                 json
             }
         })
+    }
+
+    /// Forgets those of tenants that `keep` refuses.
+    pub(crate) fn retain(&self, keep: impl Fn(&TenantName) -> bool) {
+        self.stages.retain(|(tenant, ..), _| keep(tenant));
+    }
+
+    fn begin(&self, subject: &Subject) -> u64 {
+        let is_own_failure =
+            |key: &Subject, stage: &Stage| key.0 == subject.0 && matches!(stage, Stage::Failed(_));
+        let failed =
+            self.stages.iter().filter(|entry| is_own_failure(entry.key(), &entry.1)).count();
+        if failed >= FAILED_MAX {
+            self.stages.retain(|key, (_, stage)| !is_own_failure(key, stage));
+        }
+        let number = self.next.fetch_add(1, Relaxed);
+        self.stages.insert(subject.clone(), (number, Stage::Preparing));
+        number
+    }
+
+    fn end(&self, subject: &Subject, number: u64, failure: Option<Problem>) {
+        match failure {
+            None => drop(self.stages.remove_if(subject, |_, (current, _)| *current == number)),
+            Some(problem) => {
+                if let Some(mut entry) = self.stages.get_mut(subject)
+                    && entry.0 == number
+                {
+                    entry.1 = Stage::Failed(problem);
+                }
+            }
+        }
     }
 }
 
@@ -47,21 +88,19 @@ pub(super) async fn run(
     work: impl Future<Output = Reply> + Send + 'static,
 ) -> Reply {
     if wait {
-        app.deployments.0.remove(&subject);
+        app.deployments.stages.remove(&subject);
         return work.await;
     }
     let body = json!({ "name": subject.2, "state": "preparing" });
-    app.deployments.0.insert(subject.clone(), Stage::Preparing);
+    let number = app.deployments.begin(&subject);
     let app = app.clone();
     tokio::spawn(async move {
-        match work.await {
-            Ok(_) => {
-                app.deployments.0.remove(&subject);
-            }
-            Err(problem) => {
-                app.deployments.0.insert(subject, Stage::Failed(problem));
-            }
-        }
+        // In a task of its own, so that even a panic ends as a failure that can be seen.
+        let failure = match tokio::spawn(work).await {
+            Ok(reply) => reply.err(),
+            Err(error) => Some(Problem::internal(error)),
+        };
+        app.deployments.end(&subject, number, failure);
     });
     Ok((StatusCode::ACCEPTED, axum::Json(body)).into_response())
 }

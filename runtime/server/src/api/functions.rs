@@ -11,9 +11,10 @@ use bytes::Bytes;
 use http::StatusCode;
 use sandpiper_control::{Function, FunctionVersion, NewFunction, PutOutcome, Tenant, Versions};
 use sandpiper_domain::{FunctionName, Manifest, Scope, TenantName};
-use sandpiper_sandbox::{UploadError, check};
+use sandpiper_sandbox::{Purpose, UploadError, check};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Reply,
@@ -116,10 +117,8 @@ pub(super) async fn put(
 ) -> Reply {
     let tenant = caller.tenant(&app, Scope::Deploy)?;
     let name: FunctionName = name.parse().map_err(Problem::invalid_name)?;
-    let (source, manifest) = {
-        let _permit = take_upload(&app)?;
-        upload::component(request, tenant.limits.component_mib).await?
-    };
+    let permits = take_upload(&app, &tenant)?;
+    let (source, manifest) = upload::component(request, tenant.limits.component_mib).await?;
     let manifest = match manifest {
         None => Manifest::of(name.clone()),
         Some(text) => Manifest::parse(&text).map_err(|error| {
@@ -131,14 +130,28 @@ pub(super) async fn put(
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_manifest", message));
     }
     let work = deploy(app.clone(), tenant.clone(), source, manifest, query.activate);
+    let work = async move {
+        let _permits = permits;
+        work.await
+    };
     deployments::run(&app, subject(&tenant.name, &name), query.wait, work).await
 }
 
-/// A place among those whose uploads are held in memory.
-pub(super) fn take_upload(app: &App) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
-    app.uploads.try_acquire().map_err(|_| {
+/// A place among the tenant's uploads and one among the node's. They are held until the upload's bytes are gone.
+pub(super) fn take_upload(
+    app: &App,
+    tenant: &Tenant,
+) -> Result<[OwnedSemaphorePermit; 2], Problem> {
+    let of_tenant = app.admission(tenant).uploads.clone().try_acquire_owned().map_err(|_| {
+        Problem::too_many(
+            "upload_limit",
+            "as many uploads of this tenant are being worked on as may be",
+        )
+    })?;
+    let of_node = app.uploads.clone().try_acquire_owned().map_err(|_| {
         Problem::busy("node_saturated", "the node is busy with other uploads; try again shortly")
-    })
+    })?;
+    Ok([of_tenant, of_node])
 }
 
 /// Judge, compile, store, publish; only then does anybody hear of it.
@@ -152,7 +165,7 @@ async fn deploy(
     let judged = source.clone();
     let component = app.blocking(move |_| check(judged)).await??;
     let bytes = component.bytes.clone();
-    let code = app.sandboxes.load(component.digest, move || Ok(bytes)).await?;
+    let code = app.sandboxes.load(Purpose::Deploy, component.digest, move || Ok(bytes)).await?;
     check_memory(&app, &tenant, &manifest, &code)?;
     let (owner, now) = (tenant.name.clone(), OffsetDateTime::now_utc());
     let name = manifest.name.clone();
@@ -171,7 +184,10 @@ async fn deploy(
     };
     let snapshot = app.catalog.snapshot();
     let function = snapshot.function(&tenant.name, &name).ok_or_else(Problem::not_found)?;
-    let body = version_json(&tenant.name, outcome.version(), &function.versions);
+    let version = outcome.version();
+    let runtime = app.functions.get(&tenant.name, &name, version, || app.admission(&tenant));
+    runtime.seed(code);
+    let body = version_json(&tenant.name, version, &function.versions);
     Ok((status, Json(body)).into_response())
 }
 
@@ -195,7 +211,7 @@ pub(super) async fn delete(
     let (tenant, function) = find(&app, &caller, Scope::Delete, &name)?;
     app.blocking(move |app| {
         app.catalog.delete_function(&tenant.name, &function.name)?;
-        app.sweep();
+        app.sweep_soon();
         Ok::<_, Problem>(())
     })
     .await??;
@@ -236,7 +252,7 @@ pub(super) async fn delete_version(
     let version = version_number(&version)?;
     app.blocking(move |app| {
         app.catalog.delete_function_version(&tenant.name, &function.name, version)?;
-        app.sweep();
+        app.sweep_soon();
         Ok::<_, Problem>(())
     })
     .await??;

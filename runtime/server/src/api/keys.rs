@@ -85,9 +85,13 @@ pub(super) async fn create(
         ));
     }
     let (name, now) = (tenant.name.clone(), OffsetDateTime::now_utc());
-    let new = app
-        .blocking(move |app| app.catalog.create_key(&name, scopes, new.expires_at, now))
-        .await??;
+    // A key that ends cannot make one that outlives it.
+    let expires_at = match (new.expires_at, caller.expires_at(&app)) {
+        (Some(asked), Some(own)) => Some(asked.min(own)),
+        (asked, own) => asked.or(own),
+    };
+    let new =
+        app.blocking(move |app| app.catalog.create_key(&name, scopes, expires_at, now)).await??;
     let mut body = key_json(&new.key);
     body["key"] = new.text.expose().into();
     Ok((StatusCode::CREATED, Json(body)).into_response())

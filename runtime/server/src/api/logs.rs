@@ -11,11 +11,13 @@ use axum::{
     },
 };
 use futures::Stream;
-use sandpiper_domain::{FunctionName, Scope};
+use sandpiper_control::Principal;
+use sandpiper_domain::{FunctionName, Scope, TenantName};
 use sandpiper_sandbox::{FunctionLog, LogLine, LogTail};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use time::OffsetDateTime;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Reply, auth::Caller, versions::timestamp};
@@ -63,17 +65,52 @@ pub(super) async fn show(
     if !query.follow {
         return Ok(Json(tail_json(&log.tail(0))).into_response());
     }
+    let permit = app.admission(&tenant).followers.clone().try_acquire_owned().map_err(|_| {
+        Problem::too_many(
+            "follower_limit",
+            "as many logs of this tenant are being followed as may be",
+        )
+    })?;
+    let followed =
+        Followed { tenant: tenant.name.clone(), function: name, principal: caller.principal };
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
-    Ok(Sse::new(follow(app, log)).keep_alive(keep_alive).into_response())
+    Ok(Sse::new(follow(app, log, followed, permit)).keep_alive(keep_alive).into_response())
 }
 
-/// The kept lines, then the new ones, until the reader leaves or the node drains.
-fn follow(app: Arc<App>, log: Arc<FunctionLog>) -> impl Stream<Item = Result<Event, Infallible>> {
+/// What must go on being true for a log to be followed.
+struct Followed {
+    tenant: TenantName,
+    function: FunctionName,
+    principal: Principal,
+}
+
+impl Followed {
+    fn is_allowed(&self, app: &App) -> bool {
+        let snapshot = app.catalog.snapshot();
+        let key_is_valid = match &self.principal {
+            Principal::Operator => true,
+            Principal::Tenant { key_id, .. } => {
+                let now = OffsetDateTime::now_utc();
+                snapshot.key(key_id).is_some_and(|key| !key.has_expired(now))
+            }
+        };
+        key_is_valid && snapshot.function(&self.tenant, &self.function).is_some()
+    }
+}
+
+/// The kept lines, then the new ones, until the reader leaves, its key or the function goes, or the node drains.
+fn follow(
+    app: Arc<App>,
+    log: Arc<FunctionLog>,
+    followed: Followed,
+    permit: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<Event, Infallible>> {
     let (events, receiver) = mpsc::channel(EVENTS_WAITING_MAX);
     tokio::spawn(async move {
+        let _permit = permit;
         let mut news = log.watch();
         let mut next = 0;
-        while !app.is_draining() {
+        while !app.is_draining() && followed.is_allowed(&app) {
             news.mark_unchanged();
             let tail = log.tail(next);
             if tail.missed_lines > 0 && next > 0 {
@@ -90,7 +127,7 @@ fn follow(app: Arc<App>, log: Arc<FunctionLog>) -> impl Stream<Item = Result<Eve
                 }
             }
             next = tail.next;
-            // The pause is for the drain, which does not show in the log.
+            // The pause is for what ends it without a line in the log.
             tokio::select! {
                 _ = news.changed() => {}
                 _ = events.closed() => return,

@@ -131,7 +131,13 @@ fn problem_of(response: &Response) -> Option<Problem> {
     // The only answers with an error status that are no problems are our own JSON ones.
     let is_json =
         response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
-    (!is_json).then(|| Problem::new(status, "bad_request", "the request could not be understood"))
+    if is_json {
+        return None;
+    }
+    if status.is_server_error() {
+        return Some(Problem::internal(status));
+    }
+    Some(Problem::new(status, "bad_request", "the request could not be understood"))
 }
 
 impl IntoResponse for Problem {

@@ -120,16 +120,18 @@ pub(super) async fn put(
 ) -> Reply {
     let tenant = caller.tenant(&app, Scope::Models)?;
     let name: ModelName = name.parse().map_err(Problem::invalid_name)?;
-    let bytes = {
-        let _permit = take_upload(&app)?;
-        upload::read(request, "model", tenant.limits.model_mib).await?
-    };
+    let permits = take_upload(&app, &tenant)?;
+    let bytes = upload::read(request, "model", tenant.limits.model_mib).await?;
     if bytes.is_empty() {
         let message = "the upload is empty";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "empty_upload", message)
             .hint("send the ONNX file as the request's body"));
     }
     let work = upload_model(app.clone(), tenant.clone(), name.clone(), bytes, query.activate);
+    let work = async move {
+        let _permits = permits;
+        work.await
+    };
     deployments::run(&app, subject(&tenant.name, &name), query.wait, work).await
 }
 
@@ -214,7 +216,7 @@ pub(super) async fn delete(
     let model = tenant.models.get(name.as_str()).cloned().ok_or_else(Problem::not_found)?;
     app.blocking(move |app| {
         app.catalog.delete_model(&tenant.name, &model.name)?;
-        app.sweep();
+        app.sweep_soon();
         Ok::<_, Problem>(())
     })
     .await??;
@@ -254,7 +256,7 @@ pub(super) async fn delete_version(
     let version = version_number(&version)?;
     app.blocking(move |app| {
         app.catalog.delete_model_version(&tenant.name, &model.name, version)?;
-        app.sweep();
+        app.sweep_soon();
         Ok::<_, Problem>(())
     })
     .await??;

@@ -76,7 +76,7 @@ pub(super) async fn delete(
     let name: TenantName = name.parse().map_err(|_| Problem::not_found())?;
     app.blocking(move |app| {
         app.catalog.delete_tenant(&name)?;
-        app.sweep();
+        app.sweep_soon();
         Ok::<_, Problem>(())
     })
     .await??;

@@ -1,13 +1,95 @@
 //! Reading what a client sends, never more of it than it may send.
 
-use axum::extract::{FromRequest, Multipart, Request};
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, Multipart, Request},
+};
 use bytes::Bytes;
 use http::{StatusCode, header};
-use http_body::Body as _;
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::respond::Problem;
+
+/// A client gets this much time for nothing, and then a second for each [`RATE_BYTES`] that it has sent: whoever sends
+/// more slowly keeps a place from others.
+const TIME_FREE: Duration = Duration::from_secs(20);
+const RATE_BYTES: u64 = 16 * 1024;
+
+/// A body whose sender must keep a pace.
+struct Paced {
+    body: Body,
+    began: Instant,
+    received: u64,
+    deadline: Pin<Box<Sleep>>,
+}
+
+/// The sender was slower than it may be.
+#[derive(Debug, thiserror::Error)]
+#[error("the body came too slowly")]
+struct TooSlow;
+
+impl Paced {
+    fn new(body: Body) -> Self {
+        let began = Instant::now();
+        let deadline = Box::pin(sleep_until(began + TIME_FREE));
+        Paced { body, began, received: 0, deadline }
+    }
+}
+
+impl http_body::Body for Paced {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+                let earned = Duration::from_secs(self.received / RATE_BYTES);
+                let until = self.began + TIME_FREE + earned;
+                self.deadline.as_mut().reset(until);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => match self.deadline.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(Some(Err(TooSlow.into()))),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What became of a body that could not be read.
+fn refusal(error: &(dyn std::error::Error + 'static), too_large: Problem) -> Problem {
+    if is::<LengthLimitError>(error) {
+        return too_large;
+    }
+    if is::<TooSlow>(error) {
+        let message = "the body came too slowly; send it again over a faster connection";
+        return Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", message);
+    }
+    Problem::bad_request("the body broke off")
+}
+
+fn is<T: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<T>())
+}
 
 const JSON_BYTES_MAX: usize = 64 * 1024;
 /// What a manifest and the framing of multipart may add to a component.
@@ -19,23 +101,22 @@ pub(super) async fn read(request: Request, what: &str, limit_mib: u64) -> Result
     if request.body().size_hint().lower() > limit {
         return Err(Problem::too_large(what, limit_mib));
     }
-    match Limited::new(request.into_body(), limit as usize).collect().await {
+    match Limited::new(Paced::new(request.into_body()), limit as usize).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if is_too_large(&*error) => Err(Problem::too_large(what, limit_mib)),
-        Err(_) => Err(Problem::bad_request("the body broke off")),
+        Err(error) => Err(refusal(&*error, Problem::too_large(what, limit_mib))),
     }
 }
 
-/// A small JSON body.
+/// A small JSON body; an empty one is an empty object.
 pub(super) async fn json<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
-    let body = Limited::new(request.into_body(), JSON_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| match is_too_large(&*error) {
-        true => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the JSON body is too large")
-        }
-        false => Problem::bad_request("the body broke off"),
+    let body = Limited::new(Paced::new(request.into_body()), JSON_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| {
+        let message = "the JSON body is too large";
+        refusal(&*error, Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message))
     })?;
-    serde_json::from_slice(&body.to_bytes())
+    let bytes = body.to_bytes();
+    let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+    serde_json::from_slice(text)
         .map_err(|error| Problem::bad_request(format!("the JSON body is not as expected: {error}")))
 }
 
@@ -55,10 +136,9 @@ pub(super) async fn component(
     if request.body().size_hint().lower() > limit {
         return Err(Problem::too_large("component", limit_mib));
     }
-    let request = request.map(|body| axum::body::Body::new(Limited::new(body, limit as usize)));
-    let refuse = |error: axum::extract::multipart::MultipartError| match is_too_large(&error) {
-        true => Problem::too_large("component", limit_mib),
-        false => Problem::bad_request("the multipart body is malformed"),
+    let request = request.map(|body| Body::new(Limited::new(Paced::new(body), limit as usize)));
+    let refuse = |error: axum::extract::multipart::MultipartError| {
+        refusal(&error, Problem::too_large("component", limit_mib))
     };
     let mut parts = Multipart::from_request(request, &())
         .await
@@ -85,9 +165,4 @@ pub(super) async fn component(
         return Err(Problem::too_large("component", limit_mib));
     }
     Ok((component, manifest))
-}
-
-fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source())
-        .any(|error| error.is::<LengthLimitError>())
 }

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -9,10 +10,16 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use sandpiper_sandbox::GuestBody;
 
+use crate::admission::Permit;
+
 /// A response's body: a few bytes of our own, a function's stream, or the control plane's.
 pub(crate) enum EdgeBody {
     Full(Bytes),
-    Guest(GuestBody),
+    /// Keeps the request's places in the gates until it is read or dropped.
+    Guest {
+        body: GuestBody,
+        _places: Arc<[Permit; 2]>,
+    },
     Api(axum::body::Body),
 }
 
@@ -33,7 +40,7 @@ impl Body for EdgeBody {
         match &mut *self {
             EdgeBody::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             EdgeBody::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            EdgeBody::Guest(body) => {
+            EdgeBody::Guest { body, .. } => {
                 Pin::new(body).poll_frame(context).map(|frame| frame.map(|f| f.map_err(Into::into)))
             }
             EdgeBody::Api(body) => {
@@ -45,7 +52,7 @@ impl Body for EdgeBody {
     fn is_end_stream(&self) -> bool {
         match self {
             EdgeBody::Full(bytes) => bytes.is_empty(),
-            EdgeBody::Guest(body) => body.is_end_stream(),
+            EdgeBody::Guest { body, .. } => body.is_end_stream(),
             EdgeBody::Api(body) => body.is_end_stream(),
         }
     }
@@ -53,7 +60,7 @@ impl Body for EdgeBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             EdgeBody::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            EdgeBody::Guest(body) => body.size_hint(),
+            EdgeBody::Guest { body, .. } => body.size_hint(),
             EdgeBody::Api(body) => body.size_hint(),
         }
     }

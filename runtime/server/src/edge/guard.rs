@@ -1,5 +1,8 @@
-//! Guards the first bytes of a connection. hyper has a timeout for an HTTP/1.1 head, but none while it still waits
-//! for the bytes that tell HTTP/1.1 from HTTP/2: a client that sends `PRI` and nothing more would stay for ever.
+//! Guards a connection where hyper does not.
+//!
+//! - hyper has a timeout for an HTTP/1.1 head, but none while it still waits for the bytes that tell HTTP/1.1 from
+//!   HTTP/2: a client that sends `PRI` and nothing more would stay for ever.
+//! - It has none for writing: a client that never reads would keep its response in memory.
 
 use std::{
     io,
@@ -16,17 +19,21 @@ use tokio::{
 /// The start of every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A stream whose protocol must be clear before a deadline.
-pub(crate) struct FirstBytes<S> {
+/// A stream whose protocol must be clear before a deadline, and whose reader must go on reading.
+pub(crate) struct Guarded<S> {
     stream: S,
     /// Gone once the protocol is clear.
     deadline: Option<Pin<Box<Sleep>>>,
     matched: usize,
+    stall_timeout: Duration,
+    /// There while a write waits.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> FirstBytes<S> {
-    pub(crate) fn new(stream: S, timeout: Duration) -> Self {
-        FirstBytes { stream, deadline: Some(Box::pin(tokio::time::sleep(timeout))), matched: 0 }
+impl<S> Guarded<S> {
+    pub(crate) fn new(stream: S, timeout: Duration, stall_timeout: Duration) -> Self {
+        let deadline = Some(Box::pin(tokio::time::sleep(timeout)));
+        Guarded { stream, deadline, matched: 0, stall_timeout, stall: None }
     }
 
     fn see(&mut self, bytes: &[u8]) {
@@ -41,9 +48,27 @@ impl<S> FirstBytes<S> {
             self.deadline = None;
         }
     }
+
+    /// Passes a write's outcome on, unless it has waited for too long.
+    fn watch<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        outcome: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.stall = None;
+            return outcome;
+        }
+        let timeout = self.stall_timeout;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        match stall.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for FirstBytes<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -69,13 +94,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for FirstBytes<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for FirstBytes<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch(context, outcome)
     }
 
     fn poll_write_vectored(
@@ -83,7 +109,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FirstBytes<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.watch(context, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -108,7 +135,7 @@ mod tests {
     /// Whether a client that pauses after `first` for longer than the timeout is still read.
     async fn reads_on_after(first: &[u8]) -> bool {
         let (mut client, server) = duplex(64);
-        let mut guarded = FirstBytes::new(server, Duration::from_millis(20));
+        let mut guarded = Guarded::new(server, Duration::from_millis(20), Duration::from_secs(60));
         client.write_all(first).await.unwrap();
         let mut buffer = vec![0; first.len()];
         guarded.read_exact(&mut buffer).await.unwrap();
@@ -128,5 +155,26 @@ mod tests {
         assert!(reads_on_after(PREFACE).await);
         assert!(reads_on_after(b"PO").await);
         assert!(reads_on_after(b"G").await);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_given_up() {
+        let (_client, server) = duplex(16);
+        let mut guarded = Guarded::new(server, Duration::from_secs(60), Duration::from_millis(20));
+        assert!(guarded.write_all(&[0; 17]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_slowly_is_served() {
+        let (mut client, server) = duplex(16);
+        let mut guarded = Guarded::new(server, Duration::from_secs(60), Duration::from_secs(5));
+        let slow = async {
+            for _ in 0..64 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                client.read_u8().await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(guarded.write_all(&[0; 64]), slow);
+        written.unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -36,7 +37,8 @@ use crate::{
 
 /// How long a client may take for its request's head, and for the first bytes that tell its protocol.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-const HEADERS_MAX: usize = 100;
+/// How long a client may leave a response unread. What it does not read stays in memory.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The head of an HTTP/1.1 request, and what hyper buffers of a body beyond it.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const H2_HEADER_BYTES_MAX: u32 = 16 * 1024;
@@ -79,11 +81,14 @@ pub(crate) async fn serve(app: Arc<App>, options: ServeOptions) -> anyhow::Resul
     let server = Server::new(app.clone());
     let connections = Arc::new(Semaphore::new(app.settings.connections_max));
     loop {
-        // Taken before the accept: at the limit, new clients wait in the kernel's queue.
-        let permit = connections.clone().acquire_owned().await?;
+        // The place comes before the accept: at the limit, new clients wait in the kernel's queue.
+        let accepted = async {
+            let permit = connections.clone().acquire_owned().await.map_err(io::Error::other)?;
+            listener.accept().await.map(|(stream, peer)| (stream, peer, permit))
+        };
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => server.connect(stream, peer, permit, &graceful),
+            accepted = accepted => match accepted {
+                Ok((stream, peer, permit)) => server.connect(stream, peer, permit, &graceful),
                 // Out of file descriptors, or a client that left already: others must still be served.
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -125,7 +130,6 @@ impl Server {
         http.http1()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(HEADERS_MAX)
             .max_buf_size(BUFFER_BYTES_MAX);
         http.http2()
             .timer(TokioTimer::new())
@@ -149,7 +153,7 @@ impl Server {
         let peer = Arc::new(Peer::new(peer.ip(), &app));
         let service =
             service_fn(move |request| answer(app.clone(), routes.clone(), peer.clone(), request));
-        let io = TokioIo::new(guard::FirstBytes::new(stream, HEAD_TIMEOUT));
+        let io = TokioIo::new(guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT));
         let connection = self.http.serve_connection(io, service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
@@ -216,7 +220,7 @@ async fn serve_metrics(listener: TcpListener, app: Arc<App>) {
                     Ok::<_, Infallible>(response)
                 }
             });
-            let io = TokioIo::new(guard::FirstBytes::new(stream, HEAD_TIMEOUT));
+            let io = TokioIo::new(guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT));
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
             let _ = http.serve_connection(io, service).await;

@@ -6,7 +6,6 @@
 //! 4. A real image is sent; the answer and the time of each stage are shown.
 //! 5. The server stays until ctrl-c, with lines to try; with `--once` it stops at once.
 
-mod interrupt;
 mod node;
 mod report;
 
@@ -19,8 +18,8 @@ use sandpiper_domain::{ModelName, TenantName};
 use serde_json::{Value, json};
 use ureq::{Body, http::Response};
 
-use self::{interrupt::Interrupt, node::Node, report::Stages};
-use super::{Context, build, deploy, models, text};
+use self::{node::Node, report::Stages};
+use super::{Context, build, deploy, interrupt::Interrupt, models, text};
 use crate::{
     args::Demo,
     client::{Client, Invocation},
@@ -55,12 +54,13 @@ pub(super) fn run(context: &Context, arguments: &Demo) -> Result<()> {
     let material = Material::find(arguments)?;
     let mut stages = Stages::new(ui);
 
-    let built = build::build(ui, &material.project);
+    let built = build::build(ui, &material.project, Some(&interrupt));
     let built = interrupt.check(built)?;
     stages.add("build", built.time);
 
     let started = Instant::now();
-    let mut node = Node::start(arguments.data.as_deref())?;
+    let node = Node::start(arguments.data.as_deref(), &interrupt);
+    let mut node = interrupt.check(node)?;
     let outcome = serve_and_ask(ui, &interrupt, &mut node, started, &material, &mut stages)
         .map_err(|error| node.explain(error))?;
     stages.total();

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     net::TcpListener,
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -13,9 +13,9 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::interrupt::Interrupt;
 use crate::{
     client::Client,
+    commands::interrupt::Interrupt,
     error::{CliError, Kind, Result},
     output::clean,
 };
@@ -39,7 +39,7 @@ pub(super) struct Node {
 
 impl Node {
     /// Starts it; it need not be ready yet.
-    pub(super) fn start(data: Option<&Path>) -> Result<Self> {
+    pub(super) fn start(data: Option<&Path>, interrupt: &Interrupt) -> Result<Self> {
         let failed = |error: io::Error| {
             CliError::unexpected("the demo's server cannot be started").why(error)
         };
@@ -70,10 +70,9 @@ impl Node {
             .env("SANDPIPER_OPERATOR_KEY", &operator_key)
             .stdin(Stdio::piped())
             .stdout(file.try_clone().map_err(failed)?)
-            .stderr(file)
-            // Ctrl-c goes to the demo alone, which then stops the server in good order.
-            .process_group(0);
-        let child = command.spawn().map_err(failed)?;
+            .stderr(file);
+        let removed = temporary.as_ref().map(TempDir::path);
+        let child = interrupt.start_server(&mut command, removed).map_err(failed)?;
         let url = format!("http://127.0.0.1:{port}");
         Ok(Node { child, url, operator_key, log, _temporary: temporary })
     }
@@ -116,7 +115,7 @@ impl Node {
     /// Adds the end of the server's log to an error: with the temporary folder the log goes too.
     pub(super) fn explain(&self, mut error: CliError) -> CliError {
         let tail = tail(&self.log).unwrap_or_default();
-        if !tail.is_empty() {
+        if !tail.is_empty() && error.kind != Kind::Interrupted {
             let why = error.why.take().map(|why| format!("{why}\n")).unwrap_or_default();
             return error.why(format!("{why}the server's log ends with\n{tail}"));
         }

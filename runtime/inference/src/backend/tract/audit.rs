@@ -16,10 +16,6 @@ use crate::{LoadError, contract::shown};
 /// recurses and backtracks.
 const DIMENSION_TEXT_MAX: usize = 64;
 const DIMENSION_NESTING_MAX: usize = 3;
-/// The most elements of a constant that the file spells out by its shape.
-const ELEMENTS_MAX: u64 = 1 << 28;
-/// Longer lists of integers are no shapes.
-const SHAPE_RANK_MAX: usize = 64;
 
 /// A dimension as the graph declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +57,6 @@ pub(super) fn audit(
     if !missing.operators.is_empty() {
         return Err(LoadError::UnsupportedOperator { operators: missing.operators });
     }
-    check_constant_sizes(graph)?;
     name_dimensions(graph);
     let declared = declare(graph)?;
     name_nodes(graph);
@@ -122,49 +117,6 @@ fn visit(
         }
     }
     Ok(())
-}
-
-/// tract makes constants while it optimises: a file of 200 bytes can ask for terabytes. This sees the plain cases,
-/// where the size is written in the file.
-fn check_constant_sizes(graph: &GraphProto) -> Result<(), LoadError> {
-    let mut shapes: HashMap<&str, Vec<i64>> = HashMap::new();
-    shapes.extend(graph.initializer.iter().filter_map(|t| Some((t.name.as_str(), integers(t)?))));
-    for node in graph.node.iter().filter(|node| node.op_type == "Constant") {
-        let tensor = node.attribute.iter().find_map(|attribute| attribute.t.as_ref());
-        if let (Some(name), Some(shape)) = (node.output.first(), tensor.and_then(integers)) {
-            shapes.insert(name, shape);
-        }
-    }
-    for node in &graph.node {
-        let place = match node.op_type.as_str() {
-            "ConstantOfShape" => 0,
-            "Expand" => 1,
-            _ => continue,
-        };
-        let Some(shape) = node.input.get(place).and_then(|name| shapes.get(name.as_str())) else {
-            continue;
-        };
-        let count = shape.iter().try_fold(1u64, |product, size| {
-            u64::try_from(*size).ok().and_then(|size| product.checked_mul(size))
-        });
-        if count.is_none_or(|count| count > ELEMENTS_MAX) {
-            let (operator, name) = (&node.op_type, shown(&node.name));
-            return Err(LoadError::Unloadable(format!(
-                "the node `{name}` ({operator}) makes a value of more than {ELEMENTS_MAX} elements"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// The values of a short tensor of 64-bit integers.
-fn integers(tensor: &TensorProto) -> Option<Vec<i64>> {
-    let raw = tensor.raw_data.chunks_exact(8);
-    let short = raw.len() <= SHAPE_RANK_MAX && tensor.int64_data.len() <= SHAPE_RANK_MAX;
-    (tensor.data_type == tensor_proto::DataType::Int64 as i32 && short).then(|| {
-        let raw = raw.filter_map(|bytes| bytes.try_into().ok()).map(i64::from_le_bytes);
-        raw.chain(tensor.int64_data.iter().copied()).collect()
-    })
 }
 
 /// `ConstantOfShape` without a value is zeros of 32-bit floats; tract takes 64-bit ones.

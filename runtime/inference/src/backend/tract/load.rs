@@ -14,15 +14,16 @@ use super::{
     audit::{Declared, Dim, Slot, audit},
     convert::data_type,
     explain::unloadable,
-    fact,
+    fact, fold,
     plan::{Failure, Plan, Trace},
     shapes::PlansByShape,
     zeros,
 };
 use crate::{
     LoadError,
+    alloc::WORK_BYTES_MAX,
     backend::Program,
-    contain::{Panicked, contained},
+    contain::{Panicked, contained, contained_within},
     contract::{Contract, Tie, shown},
 };
 
@@ -30,12 +31,19 @@ use crate::{
 const TRIAL: Duration = Duration::from_secs(2);
 /// Sizes tried for free dimensions other than the first. Convolutions refuse images of one pixel.
 const SAMPLE_SIZES: [usize; 2] = [1, 32];
+/// How often the weights of a model may be in memory while it is loaded.
+const WEIGHTS_HELD: usize = 8;
 /// Stands for the shape of a value whose rank the graph does not state.
 const RANK_UNKNOWN: [i64; 1] = [-1];
 
 /// Parses, checks and optimises. Run it on a thread with a deep stack: tract recurses.
 pub(crate) fn load(bytes: &[u8]) -> Result<Arc<dyn Program>, LoadError> {
-    contained(|| parse(bytes)).unwrap_or(Err(LoadError::Panicked))
+    contained_within(room(bytes.len()), || parse(bytes)).unwrap_or(Err(LoadError::Panicked))
+}
+
+/// The memory that making a plan may take: the weights are held several times on the way.
+fn room(file: usize) -> usize {
+    WORK_BYTES_MAX.saturating_add(file.saturating_mul(WEIGHTS_HELD))
 }
 
 fn parse(bytes: &[u8]) -> Result<Arc<dyn Program>, LoadError> {
@@ -49,13 +57,14 @@ fn parse(bytes: &[u8]) -> Result<Arc<dyn Program>, LoadError> {
         return Err(broken());
     }
     let declared = audit(&mut proto, &|operator| onnx.op_register.0.contains_key(operator))?;
-    let model = onnx.model_for_proto_model(&proto).map_err(|error| unloadable(&error))?;
+    let mut model = onnx.model_for_proto_model(&proto).map_err(|error| unloadable(&error))?;
     drop(proto);
+    fold::watch(&mut model);
     if model.input_outlets().map_or(0, <[_]>::len) != declared.inputs.len() {
         let text = "it uses a value that nothing defines".to_owned();
         return Err(LoadError::Malformed(text));
     }
-    Ok(Arc::new(program(model, declared)?))
+    Ok(Arc::new(program(model, declared, room(bytes.len()))?))
 }
 
 /// Files begin with the field `ir_version`, a small number.
@@ -63,7 +72,11 @@ fn begins_like_onnx(bytes: &[u8]) -> bool {
     matches!(bytes, [0x08, 1..=32, ..] | [0x08])
 }
 
-fn program(model: InferenceModel, declared: Declared) -> Result<TractProgram, LoadError> {
+fn program(
+    model: InferenceModel,
+    declared: Declared,
+    room: usize,
+) -> Result<TractProgram, LoadError> {
     let free = |dim: &Dim| !matches!(dim, Dim::Fixed(_));
     let unranked = declared.inputs.iter().any(|slot| slot.dims.is_none());
     let flexible =
@@ -75,7 +88,7 @@ fn program(model: InferenceModel, declared: Declared) -> Result<TractProgram, Lo
                 return with_one_plan(declared, plan);
             }
             // Perhaps the sample is too small for any plan; else plans by shape are the better ones.
-            let plans = PlansByShape::new(model.clone(), declared.clone());
+            let plans = PlansByShape::new(model.clone(), declared.clone(), room);
             let sample = sample(&model, &declared, SAMPLE_SIZES[0]);
             let special = sample.and_then(|shapes| contained(|| plans.build(&shapes).ok()).ok()?);
             match special {
@@ -87,7 +100,7 @@ fn program(model: InferenceModel, declared: Declared) -> Result<TractProgram, Lo
         }
         Err(error) if !flexible => Err(error),
         Err(error) => {
-            let plans = PlansByShape::new(model.clone(), declared.clone());
+            let plans = PlansByShape::new(model.clone(), declared.clone(), room);
             with_plans_by_shape(&model, plans, declared).map_err(|special| match special {
                 // The symbolic attempt says more when both panic.
                 LoadError::Panicked => error,

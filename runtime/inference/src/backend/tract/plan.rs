@@ -1,6 +1,10 @@
 //! A graph optimised for its input shapes, which may be symbolic, and one run of it.
 
-use std::{cell::Cell, sync::Arc};
+use std::{
+    cell::Cell,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use tract_onnx::{
     prelude::{
@@ -17,16 +21,18 @@ use tract_onnx::{
     },
 };
 
-use super::{convert::is_symbolic, guard};
+use super::{convert::is_symbolic, demand, guard};
 
 /// No value inside a graph may be larger than this: a small input can ask for a huge one.
-const TENSOR_BYTES_MAX: u64 = 1 << 30;
+pub(super) const TENSOR_BYTES_MAX: u64 = 1 << 30;
 
 /// An optimised graph.
 pub(super) struct Plan {
     runnable: Arc<TypedRunnableModel>,
-    /// The sizes of inner values that depend on the inputs, in bytes.
+    /// The sizes of inner values that the shapes of the inputs decide, in bytes.
     sizes: Vec<TDim>,
+    /// The nodes whose outputs are as large as values inside the graph say, with the sizes known by then.
+    late: HashMap<usize, Vec<TDim>>,
     /// The types of the inputs, as optimised.
     inputs: Vec<DatumType>,
 }
@@ -53,20 +59,14 @@ impl Plan {
     pub(super) fn build(model: InferenceModel) -> TractResult<Self> {
         let mut model = model.into_typed()?;
         cast_symbolic_outputs(&mut model)?;
+        // Before constants are folded, and after.
+        sizes(&model)?;
         let model = model.into_optimized()?;
-        let mut sizes = Vec::new();
-        for fact in model.nodes().iter().flat_map(|node| &node.outputs).map(|outlet| &outlet.fact) {
-            let size = byte_size(fact);
-            match size.to_i64() {
-                Ok(size) => check_size(size)?,
-                Err(_) if sizes.contains(&size) => {}
-                Err(_) => sizes.push(size),
-            }
-        }
+        let (sizes, late) = sizes(&model)?;
         let inputs = (0..model.input_outlets()?.len())
             .map(|index| Ok(model.input_fact(index)?.datum_type))
             .collect::<TractResult<_>>()?;
-        Ok(Plan { runnable: model.into_runnable()?, sizes, inputs })
+        Ok(Plan { runnable: model.into_runnable()?, sizes, late, inputs })
     }
 
     /// What an output is known to be.
@@ -98,23 +98,25 @@ impl Plan {
         }
         state.set_inputs(values).map_err(|_| Failure::Inputs)?;
         self.check_sizes(&state.turn_state.resolved_symbols)?;
-        let misfit = Cell::new(false);
+        let refused = Cell::new(None);
         let outcome = state.exec_plan_with_eval(|context, op_state, node, inputs| {
             trace.0.set(Some(node.id));
             if stop() {
                 return Err(format_err!("stopped"));
             }
             if !guard::fits(&*node.op, &inputs, context.symbols) {
-                misfit.set(true);
+                refused.set(Some(Failure::Inputs));
                 return Err(format_err!("operands of different sizes"));
+            }
+            if !self.has_room(node.id, &inputs, context.symbols) {
+                refused.set(Some(Failure::TooLarge));
+                return Err(format_err!("a value too large"));
             }
             eval(context, op_state, node, inputs)
         });
-        if outcome.is_err() && misfit.get() {
-            return Err(Failure::Inputs);
-        }
         if outcome.is_err() {
-            return Err(if stop() { Failure::Stopped } else { Failure::Failed });
+            let other = || if stop() { Failure::Stopped } else { Failure::Failed };
+            return Err(refused.take().unwrap_or_else(other));
         }
         let outputs = state.outputs().map_err(|_| Failure::Failed)?;
         // Whatever else holds the outputs goes first.
@@ -123,13 +125,54 @@ impl Plan {
     }
 
     fn check_sizes(&self, symbols: &SymbolValues) -> Result<(), Failure> {
-        for size in &self.sizes {
-            // What still has symbols depends on values inside the graph.
-            let Ok(size) = size.eval(symbols).to_i64() else { continue };
-            check_size(size).map_err(|_| Failure::TooLarge)?;
+        match self.sizes.iter().all(|size| may_be(size, symbols)) {
+            true => Ok(()),
+            false => Err(Failure::TooLarge),
         }
-        Ok(())
     }
+
+    /// Whether the outputs of this node are small enough, as far as can be said before they are there.
+    fn has_room(&self, node: usize, inputs: &[TValue], symbols: &SymbolValues) -> bool {
+        let Some(sizes) = self.late.get(&node) else { return true };
+        let op = &*self.runnable.model().node(node).op;
+        let demand = match demand::depends_on_values(op) {
+            true => demand::bytes(op, inputs, symbols).unwrap_or(0),
+            false => 0,
+        };
+        demand <= TENSOR_BYTES_MAX && sizes.iter().all(|size| may_be(size, symbols))
+    }
+}
+
+/// Checks the sizes of all values that are settled, and gives those that are not: what the shapes of the inputs
+/// decide, and by node what values inside the graph decide.
+fn sizes(model: &TypedModel) -> TractResult<(Vec<TDim>, HashMap<usize, Vec<TDim>>)> {
+    let mut given = HashSet::new();
+    for input in model.input_outlets()? {
+        given.extend(model.outlet_fact(*input)?.shape.iter().flat_map(TDim::symbols));
+    }
+    let (mut early, mut late) = (Vec::new(), HashMap::<_, Vec<_>>::new());
+    for node in model.nodes() {
+        if demand::depends_on_values(&*node.op) {
+            late.entry(node.id).or_default();
+        }
+        for outlet in &node.outputs {
+            let size = byte_size(&outlet.fact);
+            match size.to_i64() {
+                Ok(size) => check_size(size)?,
+                Err(_) if !size.symbols().is_subset(&given) => {
+                    late.entry(node.id).or_default().push(size);
+                }
+                Err(_) if early.contains(&size) => {}
+                Err(_) => early.push(size),
+            }
+        }
+    }
+    Ok((early, late))
+}
+
+/// False where a size is settled and too large.
+fn may_be(size: &TDim, symbols: &SymbolValues) -> bool {
+    size.eval(symbols).to_i64().map_or(true, |size| check_size(size).is_ok())
 }
 
 /// Outputs that tract types as symbolic integers become `i64` inside the plan, where the symbols have values.

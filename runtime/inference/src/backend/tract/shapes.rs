@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tract_onnx::prelude::{InferenceModel, TVec, TractResult};
 
 use super::{audit::Declared, fact::fixed, plan::Plan};
-use crate::contain::contained;
+use crate::contain::contained_within;
 
 /// Plans kept for one model; the one that was used longest ago makes room.
 const PLANS_MAX: usize = 16;
@@ -17,13 +17,15 @@ type Slot = Arc<OnceLock<Option<Arc<Plan>>>>;
 pub(super) struct PlansByShape {
     model: InferenceModel,
     declared: Declared,
+    /// The memory that making a plan may take.
+    room: usize,
     /// The last one is the one used last.
     plans: Mutex<Vec<(Shapes, Slot)>>,
 }
 
 impl PlansByShape {
-    pub(super) fn new(model: InferenceModel, declared: Declared) -> Self {
-        PlansByShape { model, declared, plans: Mutex::default() }
+    pub(super) fn new(model: InferenceModel, declared: Declared, room: usize) -> Self {
+        PlansByShape { model, declared, room, plans: Mutex::default() }
     }
 
     /// The plan for these shapes, made on this thread if it is the first to ask. `None`: tract cannot make one.
@@ -31,7 +33,7 @@ impl PlansByShape {
         let slot = self.slot(shapes);
         // A thread that asks for a plan in the making waits for it here, with no lock held.
         slot.get_or_init(|| {
-            let plan = contained(|| self.build(shapes));
+            let plan = contained_within(self.room, || self.build(shapes));
             plan.ok().and_then(Result::ok).map(Arc::new)
         })
         .clone()

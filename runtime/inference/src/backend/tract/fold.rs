@@ -1,0 +1,176 @@
+//! Watches what tract calculates while it analyses a graph.
+//!
+//! tract evaluates every operator whose inputs are constant, and only then asks how large the result is: a file of
+//! 160 bytes can ask for terabytes. So every operator is wrapped in one that infers the shapes first, refuses
+//! values that are too large, and has nothing evaluated whose result tract would throw away for its size.
+
+use tract_onnx::{
+    prelude::{InferenceFact, InferenceModel, TDim, TVec, TractResult},
+    tract_core::{
+        internal::{
+            EvalContext, EvalOp, HashMap, Op, OpState, OutletId, SessionId, StaticName, TValue,
+            TypedModel, TypedOp, Validation, bail,
+        },
+        optim::CONST_FOLD_MEM_BUDGET,
+    },
+    tract_hir::infer::{Factoid, InferenceNode, InferenceOp},
+};
+
+use super::plan::TENSOR_BYTES_MAX;
+
+/// What an operator infers: inputs, outputs, and others it observes.
+type Inferred = (TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>);
+
+/// Wraps every operator of the graph.
+pub(super) fn watch(model: &mut InferenceModel) {
+    for node in model.nodes_mut() {
+        // Sources and constants have nothing to evaluate.
+        if !node.inputs.is_empty() {
+            node.op = Box::new(Watched(node.op.clone()));
+        }
+    }
+}
+
+/// Passes for the operator inside, which is what `as_op` gives.
+#[derive(Debug, Clone)]
+struct Watched(Box<dyn InferenceOp>);
+
+impl PartialEq for Watched {
+    fn eq(&self, _: &Self) -> bool {
+        false
+    }
+}
+
+impl Eq for Watched {}
+
+impl InferenceOp for Watched {
+    fn infer(
+        &mut self,
+        inputs: TVec<&InferenceFact>,
+        outputs: TVec<&InferenceFact>,
+        observed: TVec<&InferenceFact>,
+    ) -> TractResult<Inferred> {
+        let inferred = self.0.infer_facts(inputs, outputs, observed)?;
+        let (inputs, outputs, observed) = &inferred;
+        let mut size = Some(0u64);
+        for output in outputs {
+            let bytes = bytes(output);
+            if bytes.is_some_and(|bytes| bytes > TENSOR_BYTES_MAX) {
+                bail!("it makes a value of more than {TENSOR_BYTES_MAX} bytes");
+            }
+            size = size.zip(bytes).map(|(size, bytes)| size + bytes);
+        }
+        let known: u64 = inputs.iter().filter_map(bytes).sum();
+        let constant = !inputs.is_empty() && inputs.iter().all(|input| input.value.is_concrete());
+        let kept = size.is_none_or(|size| size <= known.max(CONST_FOLD_MEM_BUDGET));
+        match constant && kept {
+            false => Ok(inferred),
+            true => {
+                let (inputs, outputs) = (inputs.iter().collect(), outputs.iter().collect());
+                self.0.infer(inputs, outputs, observed.iter().collect())
+            }
+        }
+    }
+
+    fn infer_facts(
+        &mut self,
+        inputs: TVec<&InferenceFact>,
+        outputs: TVec<&InferenceFact>,
+        observed: TVec<&InferenceFact>,
+    ) -> TractResult<Inferred> {
+        self.0.infer_facts(inputs, outputs, observed)
+    }
+
+    fn observe_outlets(
+        &self,
+        model: &InferenceModel,
+        node: &InferenceNode,
+    ) -> TractResult<Vec<OutletId>> {
+        self.0.observe_outlets(model, node)
+    }
+
+    fn incorporate(
+        &self,
+        model: &InferenceModel,
+        node: &InferenceNode,
+    ) -> TractResult<Option<tract_onnx::tract_hir::infer::InferenceModelPatch>> {
+        self.0.incorporate(model, node)
+    }
+
+    fn nboutputs(&self) -> TractResult<usize> {
+        self.0.nboutputs()
+    }
+
+    fn as_op(&self) -> &dyn Op {
+        self.0.as_op()
+    }
+
+    fn as_op_mut(&mut self) -> &mut dyn Op {
+        self.0.as_op_mut()
+    }
+
+    fn to_typed(
+        &self,
+        source: &InferenceModel,
+        node: &InferenceNode,
+        target: &mut TypedModel,
+        mapping: &HashMap<OutletId, OutletId>,
+    ) -> TractResult<TVec<OutletId>> {
+        self.0.to_typed(source, node, target, mapping)
+    }
+}
+
+impl Op for Watched {
+    fn name(&self) -> StaticName {
+        self.0.name()
+    }
+
+    fn validation(&self) -> Validation {
+        self.0.validation()
+    }
+
+    fn info(&self) -> TractResult<Vec<String>> {
+        self.0.info()
+    }
+
+    fn mints_runtime_symbols(&self) -> bool {
+        self.0.mints_runtime_symbols()
+    }
+
+    fn as_typed(&self) -> Option<&dyn TypedOp> {
+        self.0.as_typed()
+    }
+}
+
+impl EvalOp for Watched {
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        self.0.eval(context, inputs)
+    }
+
+    fn forwards_input(&self) -> Option<usize> {
+        self.0.forwards_input()
+    }
+
+    fn eval_out_of_plan(&self, inputs: TVec<TValue>) -> TractResult<Option<TVec<TValue>>> {
+        self.0.eval_out_of_plan(inputs)
+    }
+
+    fn state(&self, context: &EvalContext) -> TractResult<Option<Box<dyn OpState>>> {
+        self.0.state(context)
+    }
+
+    fn drop_session(&self, session: SessionId, node: usize) {
+        self.0.drop_session(session, node);
+    }
+}
+
+/// The size of a value whose shape is known; as large as can be where the shape is none.
+fn bytes(fact: &InferenceFact) -> Option<u64> {
+    let element = fact.datum_type.concretize().map_or(1, |datum| datum.size_of());
+    let shape: TVec<TDim> = fact.shape.concretize()?;
+    let sizes: Option<TVec<i64>> = shape.iter().map(|dim| dim.to_i64().ok()).collect();
+    let product = sizes?.iter().try_fold(element as u64, |product, size| {
+        u64::try_from(*size).ok().and_then(|size| product.checked_mul(size))
+    });
+    Some(product.unwrap_or(u64::MAX))
+}
