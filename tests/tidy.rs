@@ -23,6 +23,8 @@ const LONG_FILES: [&str; 0] = [];
 const LONG_FUNCTIONS: [(&str, &str); 0] = [];
 /// Besides the files named `config.rs`.
 const READ_THE_ENVIRONMENT: [&str; 0] = [];
+/// Where a guest's status is data of wasi:http, and no answer of ours.
+const KNOW_STATUS: [&str; 1] = ["runtime/sandbox/src/body.rs"];
 
 /// The bad inputs, as the first thing on each line of `tests/bad_input.txt`.
 const BAD_INPUTS: [&str; 31] = [
@@ -294,12 +296,18 @@ fn crates_depend_only_on_what_lies_below_them() {
 #[test]
 fn nothing_below_the_server_knows_http_status_or_json() {
     let below = ["runtime/domain/", "runtime/inference/", "runtime/sandbox/", "runtime/control/"];
-    let mut found = Vec::new();
+    let mut found = BTreeSet::new();
     for (name, text) in sources(&below) {
         let code = without_tests(&code(&text));
-        found.extend(places(&name, &code, &["StatusCode", "axum::", "IntoResponse"]));
+        if ["StatusCode", "axum::", "IntoResponse"].iter().any(|word| code.contains(word)) {
+            found.insert(name);
+        }
     }
-    none("status and wire formats belong to the server", found);
+    ratchet(
+        "status and wire formats belong to the server",
+        found,
+        KNOW_STATUS.map(str::to_owned).into(),
+    );
 }
 
 #[test]

@@ -221,7 +221,7 @@ fn a_deleted_function_is_gone_with_its_blobs() {
     tenant.client.get("/api/v1/functions/f").refused(404, "not_found");
     tenant.client.get("/api/v1/functions/f/logs").refused(404, "not_found");
     tenant.client.delete("/api/v1/functions/f").refused(404, "not_found");
-    assert_eq!(server.blobs().len(), 1);
+    server.sweeps_to(1);
     tenant.invoke("g", "/").expect(200);
 }
 

@@ -61,7 +61,7 @@ fn a_deleted_tenant_takes_everything_with_it() {
     server.operator().delete("/api/v1/tenants/acme").expect(204);
     tenant.invoke("counter", "/").refused(401, "key_unknown");
     server.operator().get("/fn/acme/counter/").refused(404, "not_found");
-    assert_eq!(server.blobs().len(), 0, "the component is swept with its tenant");
+    server.sweeps_to(0);
     // A tenant of the same name later inherits nothing.
     let again = server.tenant("acme", "standard");
     assert_eq!(

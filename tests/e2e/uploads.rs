@@ -313,3 +313,28 @@ fn an_operator_that_the_backend_lacks_is_named() {
     let list = tenant.client.get("/api/v1/models").expect(200).json();
     assert_eq!(list, json!({ "models": [] }));
 }
+
+#[test]
+fn many_uploads_at_once_are_done_or_told_to_wait() {
+    let mut server = Server::start();
+    let tenant = server.tenant("acme", "dedicated");
+    let component = guest("misbehave");
+    std::thread::scope(|scope| {
+        for n in 0..12 {
+            let (tenant, component) = (&tenant, &component);
+            scope.spawn(move || {
+                let answer = tenant.put_function(&format!("f{n}"), component, "");
+                match answer.status {
+                    201 => {}
+                    429 => {
+                        assert!(answer.refused(429, "upload_limit").header("retry-after").is_some())
+                    }
+                    _ => assert!(
+                        answer.refused(503, "node_saturated").header("retry-after").is_some()
+                    ),
+                }
+            });
+        }
+    });
+    good_upload(&mut server, &tenant);
+}

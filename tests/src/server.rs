@@ -136,6 +136,12 @@ impl Server {
         files(&self.data().join("blobs"))
     }
 
+    /// Waits until the data folder holds so many blobs: what nothing needs is swept soon after a deletion.
+    #[track_caller]
+    pub fn sweeps_to(&self, blobs: usize) {
+        crate::until("what is not needed is swept", || (self.blobs().len() == blobs).then_some(()));
+    }
+
     /// SIGKILL.
     pub fn kill9(&mut self) {
         self.process.kill();

@@ -115,3 +115,15 @@ impl RawTensor {
         self.0.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Model, Tensor, testing};
+
+    #[test]
+    #[should_panic(expected = "the stand-in's output probs is wrong")]
+    fn a_stand_in_that_no_host_could_be_fails_the_test() {
+        let _wrong = testing::model("wrong", |_| Ok([("probs", Tensor::f32([1, 10], &[0.5]))]));
+        let _ = Model::named("wrong").and_then(|model| model.run::<&str>([]));
+    }
+}

@@ -146,12 +146,6 @@ pub fn call<R: IntoResponse>(handler: fn(Request) -> R, request: Request) -> Res
 ///
 /// When the model is run, where the dimensions of an output do not account for its elements.
 ///
-/// ```should_panic
-/// # use sandpiper_guest::prelude::*;
-/// let _wrong = testing::model("wrong", |_| Ok([("probs", Tensor::f32([1, 10], &[0.5]))]));
-/// let _ = Model::named("wrong").and_then(|model| model.run::<&str>([]));
-/// ```
-///
 /// ```
 /// use sandpiper_guest::prelude::*;
 /// use sandpiper_guest::ModelFailure;

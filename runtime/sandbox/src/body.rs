@@ -13,7 +13,7 @@ use sandpiper_domain::Fault;
 use tokio::task::JoinHandle;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
-use crate::invoke::Shared;
+use crate::invoke::{GuestFuture, Shared};
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ impl GuestBody {
         inner: HyperOutgoingBody,
         head: &http::response::Parts,
         is_head: bool,
-        rest: Option<Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>>,
+        rest: Option<GuestFuture>,
         shared: Arc<Shared>,
     ) -> Self {
         let is_bodiless =

@@ -84,7 +84,8 @@ pub(crate) struct Shared {
 }
 
 type Head = oneshot::Sender<Response<HyperOutgoingBody>>;
-type GuestFuture = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
+/// A guest that runs, until it has ended.
+pub(crate) type GuestFuture = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
 
 impl Sandboxes {
     /// Runs one request. Dropping the future or the body drops the sandbox.

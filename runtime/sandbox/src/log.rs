@@ -189,10 +189,8 @@ impl InvocationLog {
 
 impl Drop for InvocationLog {
     fn drop(&mut self) {
-        let mut state = std::mem::replace(
-            self.state.get_mut().unwrap_or_else(PoisonError::into_inner),
-            (0, Default::default()),
-        );
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut state = std::mem::take(state);
         for stream in [LogStream::Stdout, LogStream::Stderr] {
             let partial = &mut state.1[stream as usize];
             if !partial.text.is_empty() || partial.dropped > 0 {

@@ -1,9 +1,11 @@
 //! How large a value an operator makes, where the values of its inputs decide it.
 
 use tract_onnx::tract_core::{
-    internal::{DatumType, SymbolValues, TDim, TValue, TractResult, TypedOp},
+    internal::{DatumType, SymbolValues, TDim, TValue, Tensor, TractResult, TypedOp},
     ops::array::{DynTile, Range, Topk},
 };
+
+use super::convert::is_symbolic;
 
 /// Whether the operator's output is as large as its inputs say.
 pub(super) fn depends_on_values(op: &dyn TypedOp) -> bool {
@@ -16,7 +18,8 @@ pub(super) fn bytes(op: &dyn TypedOp, inputs: &[TValue], symbols: &SymbolValues)
     let element = first.datum_type().size_of() as u64;
     let larger = element.max(DatumType::I64.size_of() as u64);
     if op.is::<Range>() {
-        return range(inputs, symbols)?.checked_mul(larger).or(Some(u64::MAX));
+        let [start, end, step] = inputs else { return None };
+        return Some(range([&**start, &**end, &**step], symbols)?.saturating_mul(larger));
     }
     if op.is::<DynTile>() {
         let times = integers(inputs.get(1)?, symbols).ok()?;
@@ -47,21 +50,28 @@ fn product(sizes: impl Iterator<Item = Option<u64>>) -> Option<u64> {
 }
 
 /// The steps of a range, as tract counts them.
-fn range(inputs: &[TValue], symbols: &SymbolValues) -> Option<u64> {
-    let [start, end, step] = inputs else { return None };
-    let number = |value: &TValue| -> Option<f64> {
+pub(super) fn range(inputs: [&Tensor; 3], symbols: &SymbolValues) -> Option<u64> {
+    let number = |value: &Tensor| -> Option<f64> {
         match value.datum_type().is_float() {
             true => value.cast_to_scalar::<f64>().ok(),
             false => integers(value, symbols).ok()?.first().map(|integer| *integer as f64),
         }
     };
-    let count = ((number(end)? - number(start)?) / number(step)?).abs().ceil();
-    // Infinite where the step is zero; without a number there is nothing to count.
-    Some(if count.is_nan() { 0 } else { count as u64 })
+    let [start, end, step] = inputs.map(number);
+    let count = (end? - start?) / step?;
+    // A step of zero makes infinitely many, and `as` keeps to the type's range.
+    Some(match is_symbolic(inputs[0].datum_type()) {
+        true => count.abs().ceil() as u64,
+        false => count.ceil() as u64,
+    })
 }
 
-fn integers(value: &TValue, symbols: &SymbolValues) -> TractResult<Vec<i64>> {
-    let dims = value.cast_to::<TDim>()?;
-    let plain = dims.try_as_plain_ram()?;
+/// tract's own cast of integers to its symbolic ones goes through 32 bits.
+pub(super) fn integers(value: &Tensor, symbols: &SymbolValues) -> TractResult<Vec<i64>> {
+    if !is_symbolic(value.datum_type()) {
+        let plain = value.cast_to::<i64>()?;
+        return Ok(plain.try_as_plain_ram()?.as_slice::<i64>()?.to_vec());
+    }
+    let plain = value.try_as_plain_ram()?;
     plain.as_slice::<TDim>()?.iter().map(|dim| dim.eval_to_i64(symbols)).collect()
 }

@@ -8,15 +8,18 @@ use tract_onnx::{
     prelude::{InferenceFact, InferenceModel, TDim, TVec, TractResult},
     tract_core::{
         internal::{
-            EvalContext, EvalOp, HashMap, Op, OpState, OutletId, SessionId, StaticName, TValue,
-            TypedModel, TypedOp, Validation, bail,
+            EvalContext, EvalOp, HashMap, Op, OpState, OutletId, SessionId, StaticName,
+            SymbolValues, TValue, TypedModel, TypedOp, Validation, ensure,
         },
         optim::CONST_FOLD_MEM_BUDGET,
     },
     tract_hir::infer::{Factoid, InferenceNode, InferenceOp},
 };
 
-use super::plan::TENSOR_BYTES_MAX;
+use super::{demand, plan::TENSOR_BYTES_MAX};
+
+/// Lists of more integers are no sizes.
+const SIZES_MAX: usize = 64;
 
 /// What an operator infers: inputs, outputs, and others it observes.
 type Inferred = (TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>);
@@ -52,12 +55,11 @@ impl InferenceOp for Watched {
     ) -> TractResult<Inferred> {
         let inferred = self.0.infer_facts(inputs, outputs, observed)?;
         let (inputs, outputs, observed) = &inferred;
+        check_operands(&self.0.name(), inputs)?;
         let mut size = Some(0u64);
         for output in outputs {
             let bytes = bytes(output);
-            if bytes.is_some_and(|bytes| bytes > TENSOR_BYTES_MAX) {
-                bail!("it makes a value of more than {TENSOR_BYTES_MAX} bytes");
-            }
+            check_size(bytes.unwrap_or(0))?;
             size = size.zip(bytes).map(|(size, bytes)| size + bytes);
         }
         let known: u64 = inputs.iter().filter_map(bytes).sum();
@@ -162,6 +164,40 @@ impl EvalOp for Watched {
     fn drop_session(&self, session: SessionId, node: usize) {
         self.0.drop_session(session, node);
     }
+}
+
+/// tract infers shapes from constants through 32 bits, and makes values of all 64: what is larger is refused here.
+fn check_operands(operator: &str, inputs: &TVec<InferenceFact>) -> TractResult<()> {
+    let values = inputs.iter().map(|input| input.value.concretize());
+    let symbols = SymbolValues::default();
+    let first = match operator {
+        "Range" => {
+            let values: Option<Vec<_>> = values.collect();
+            if let Some([start, end, step]) = values.as_deref() {
+                let steps = demand::range([start, end, step], &symbols).unwrap_or(0);
+                check_size(steps.saturating_mul(start.datum_type().size_of() as u64))?;
+            }
+            return Ok(());
+        }
+        "ConstantOfShape" | "MelWeightMatrix" => 0,
+        window if window.starts_with("StftWindow") => 0,
+        "MultiBroadcastTo" | "Tile" | "OneHot" | "Pad" | "Resize" | "Dft" | "Dft17" | "STFT" => 1,
+        _ => return Ok(()),
+    };
+    let sizes = values.skip(first).flatten();
+    for sizes in sizes.filter(|sizes| sizes.datum_type().is_integer() && sizes.len() <= SIZES_MAX) {
+        for size in demand::integers(&sizes, &symbols)? {
+            if i32::try_from(size).is_err() {
+                check_size(u64::MAX)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_size(size: u64) -> TractResult<()> {
+    ensure!(size <= TENSOR_BYTES_MAX, "it makes a value of more than {TENSOR_BYTES_MAX} bytes");
+    Ok(())
 }
 
 /// The size of a value whose shape is known; as large as can be where the shape is none.
