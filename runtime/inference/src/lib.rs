@@ -10,6 +10,7 @@ mod error;
 mod model;
 mod plane;
 mod pool;
+mod registry;
 
 pub use alloc::WalledAllocator;
 pub use error::LoadError;

@@ -7,19 +7,21 @@ use std::{
 };
 
 use sandpiper_domain::{
-    BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelSignature, Tensor,
+    BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelSignature,
+    TenantName, Tensor,
 };
 use tokio::sync::oneshot;
 
 use crate::{
     backend::Program,
-    pool::{Pool, Ticket},
+    pool::{Owned, Pool, Ticket},
 };
 
 type Answer = Result<InferenceOutput, InferenceError>;
 
 /// One call on its way to a compute thread.
 pub(crate) struct Job {
+    tenant: TenantName,
     program: Arc<dyn Program>,
     inputs: Vec<Tensor>,
     deadline: Option<Instant>,
@@ -30,7 +32,7 @@ pub(crate) struct Job {
 impl Job {
     /// Runs the call unless nobody waits for it any more.
     pub(crate) fn work(self) {
-        let Job { program, inputs, deadline, queued_at, reply } = self;
+        let Job { program, inputs, deadline, queued_at, reply, .. } = self;
         let begun = Instant::now();
         let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if reply.is_closed() {
@@ -53,16 +55,33 @@ impl Job {
     }
 }
 
+impl Owned for Job {
+    fn owner(&self) -> Option<&TenantName> {
+        Some(&self.tenant)
+    }
+}
+
 /// One model version, parsed and optimised. Every function and request that uses the version shares it.
 pub struct LoadedModel {
     program: Arc<dyn Program>,
     pool: Arc<Pool<Job>>,
+    size: u64,
     took: Duration,
 }
 
 impl LoadedModel {
-    pub(crate) fn new(program: Arc<dyn Program>, pool: Arc<Pool<Job>>, took: Duration) -> Self {
-        LoadedModel { program, pool, took }
+    pub(crate) fn new(
+        program: Arc<dyn Program>,
+        pool: Arc<Pool<Job>>,
+        size: u64,
+        took: Duration,
+    ) -> Self {
+        LoadedModel { program, pool, size, took }
+    }
+
+    /// What it counts for in the budget of models, in bytes: the length of its file.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// How long parsing and optimising took.
@@ -87,9 +106,10 @@ impl Model for LoadedModel {
         Box::pin(async move {
             let inputs = program.contract().order(request.inputs)?;
             let (reply, answer) = oneshot::channel();
+            let tenant = request.tenant;
             let (deadline, queued_at) = (request.deadline, Instant::now());
             let ticket = pool
-                .push(Job { program, inputs, deadline, queued_at, reply })
+                .push(Job { tenant, program, inputs, deadline, queued_at, reply })
                 .map_err(|_| InferenceError::Saturated)?;
             let mut waiting = Waiting { pool, ticket, over: false };
             let answer = answer.await;

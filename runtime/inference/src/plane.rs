@@ -1,18 +1,16 @@
 //! The plane: which models are in memory, the threads that load them and the threads that run them.
 
 use std::{
-    collections::HashMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     thread,
     time::Instant,
 };
 
 use bytes::Bytes;
-use dashmap::DashMap;
 use futures::{FutureExt, future::Shared};
-use sandpiper_domain::{BoxFuture, ModelKey};
+use sandpiper_domain::{BoxFuture, ModelKey, TenantName};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -20,13 +18,20 @@ use crate::{
     backend::{Program, tract},
     contain,
     model::Job,
-    pool::Pool,
+    pool::{Owned, Pool},
+    registry::{Loaded, Pending, Registry},
 };
 
 /// Loads that may wait for a loader thread.
 const LOADS_WAITING_MAX: usize = 64;
 /// Optimising a large graph takes several times its size in memory, so that few are worked on at once.
 const LOADERS_MAX: usize = 2;
+/// Uploads have a thread of their own, so that they never hold up a model that a request waits for.
+const INSPECTORS: usize = 1;
+/// Uploads that may wait for it, with their bytes.
+const INSPECTIONS_WAITING_MAX: usize = 16;
+/// No tenant has more than this part of a queue to itself, so that none can keep the others out.
+const SHARE: usize = 2;
 
 /// The size of the plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,13 +40,16 @@ pub struct Config {
     pub threads: usize,
     /// Calls that may wait for a compute thread before further ones are refused.
     pub queue_capacity: usize,
+    /// The budget for models in memory, in bytes. A model counts with the length of its file, which stands in for
+    /// what it really takes.
+    pub models_bytes_max: u64,
 }
 
 impl Default for Config {
-    /// One thread for each core, and 1024 calls waiting.
+    /// One thread for each core, 1024 calls waiting, and 4 GiB of models.
     fn default() -> Self {
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        Config { threads, queue_capacity: 1024 }
+        Config { threads, queue_capacity: 1024, models_bytes_max: 4 << 30 }
     }
 }
 
@@ -50,22 +58,10 @@ pub struct InferencePlane {
     registry: Arc<Registry>,
     compute: Arc<Pool<Job>>,
     loaders: Pool<Load>,
+    inspectors: Pool<Load>,
 }
 
-type Loaded = Result<Arc<LoadedModel>, LoadError>;
 type Source = Box<dyn FnOnce() -> Result<Bytes, String> + Send>;
-
-/// What is in memory, and what is on its way.
-#[derive(Default)]
-struct Registry {
-    models: DashMap<ModelKey, Arc<LoadedModel>>,
-    pending: Mutex<HashMap<ModelKey, Pending>>,
-}
-
-struct Pending {
-    id: u64,
-    outcome: Shared<BoxFuture<'static, Loaded>>,
-}
 
 /// A load on its way to a loader thread. However it ends, its entry among the pending ones goes with it.
 struct Load {
@@ -85,12 +81,18 @@ impl InferencePlane {
     /// Starts the threads.
     pub fn start(config: Config) -> io::Result<Arc<Self>> {
         contain::install_hook();
-        let compute =
-            Pool::start("sandpiper-infer", config.threads, config.queue_capacity, Job::work)?;
+        let start = |name, threads, capacity: usize| {
+            Pool::start(name, threads, capacity, capacity / SHARE, Load::work)
+        };
         let loaders = LOADERS_MAX.min(config.threads);
-        let loaders = Pool::start("sandpiper-load", loaders, LOADS_WAITING_MAX, Load::work)?;
-        let registry = Arc::default();
-        Ok(Arc::new(InferencePlane { registry, compute: Arc::new(compute), loaders }))
+        let loaders = start("sandpiper-load", loaders, LOADS_WAITING_MAX)?;
+        let inspectors = start("sandpiper-inspect", INSPECTORS, INSPECTIONS_WAITING_MAX)?;
+        let capacity = config.queue_capacity;
+        let share = capacity / SHARE;
+        let compute = Pool::start("sandpiper-infer", config.threads, capacity, share, Job::work)?;
+        let registry = Arc::new(Registry::new(config.models_bytes_max));
+        let compute = Arc::new(compute);
+        Ok(Arc::new(InferencePlane { registry, compute, loaders, inspectors }))
     }
 
     /// The model of this key, from memory or else from `bytes`, which is called on a loader thread and only when
@@ -106,36 +108,34 @@ impl InferencePlane {
         }
     }
 
-    /// Parses and optimises `bytes` on a loader thread without registering the model: for uploads, whose version
+    /// Parses and optimises `bytes` on the thread of uploads without registering the model: for uploads, whose version
     /// does not exist yet. See [`InferencePlane::register`].
     pub async fn inspect(&self, bytes: Bytes) -> Result<Arc<LoadedModel>, LoadError> {
         let (reply, outcome) = oneshot::channel();
         let (source, compute) = (Box::new(|| Ok(bytes)), self.compute.clone());
         let load = Load { place: None, source, compute, reply };
-        self.loaders.push(load).map_err(|_| LoadError::Saturated)?;
+        self.inspectors.push(load).map_err(|_| LoadError::Saturated)?;
         outcome.await.unwrap_or(Err(LoadError::Panicked))
     }
 
     /// Makes an inspected model the one of `key`, so that its first use need not load it again.
     pub fn register(&self, key: ModelKey, model: Arc<LoadedModel>) {
-        self.registry.models.insert(key, model);
+        self.registry.add(key, model);
     }
 
     /// The model of this key if it is in memory.
     pub fn loaded(&self, key: &ModelKey) -> Option<Arc<LoadedModel>> {
-        self.registry.models.get(key).map(|model| model.clone())
+        self.registry.get(key)
     }
 
     /// Forgets a model. Calls that hold it still end well; a load under way is not kept.
     pub fn unload(&self, key: &ModelKey) {
-        self.registry.pending().remove(key);
-        self.registry.models.remove(key);
+        self.registry.remove(key);
     }
 
     /// Forgets every model whose key `keep` refuses.
     pub fn retain(&self, keep: impl Fn(&ModelKey) -> bool) {
-        self.registry.pending().retain(|key, _| keep(key));
-        self.registry.models.retain(|key, _| keep(key));
+        self.registry.retain(keep);
     }
 
     /// Calls that wait for a compute thread.
@@ -145,7 +145,7 @@ impl InferencePlane {
 
     /// Models in memory.
     pub fn model_count(&self) -> usize {
-        self.registry.models.len()
+        self.registry.len()
     }
 
     fn join_load(&self, key: &ModelKey, source: Source) -> Shared<BoxFuture<'static, Loaded>> {
@@ -182,9 +182,10 @@ fn next_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-impl Registry {
-    fn pending(&self) -> MutexGuard<'_, HashMap<ModelKey, Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+impl Owned for Load {
+    /// Uploads are counted where they are received.
+    fn owner(&self) -> Option<&TenantName> {
+        self.place.as_ref().map(|place| &place.key.tenant)
     }
 }
 
@@ -209,7 +210,7 @@ fn prepare(source: Source, compute: Arc<Pool<Job>>) -> Loaded {
     let bytes = source().map_err(LoadError::Bytes)?;
     let begun = Instant::now();
     let program: Arc<dyn Program> = tract::load(&bytes)?;
-    Ok(Arc::new(LoadedModel::new(program, compute, begun.elapsed())))
+    Ok(Arc::new(LoadedModel::new(program, compute, bytes.len() as u64, begun.elapsed())))
 }
 
 impl Place {
@@ -218,7 +219,7 @@ impl Place {
         let Some(registry) = self.registry.upgrade() else { return };
         let pending = registry.pending();
         if pending.get(&self.key).is_some_and(|load| load.id == self.id) {
-            registry.models.insert(self.key.clone(), model.clone());
+            registry.add(self.key.clone(), model.clone());
         }
     }
 }

@@ -1,12 +1,15 @@
-//! A bounded first-in, first-out queue served by a fixed set of threads.
+//! A bounded first-in, first-out queue served by a fixed set of threads. All tenants stand in the one line, and each
+//! may take up a part of it only.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
+
+use sandpiper_domain::TenantName;
 
 /// Optimising and running deep graphs recurses. The memory is reserved, not used, until a model needs it.
 const STACK_BYTES: usize = 64 << 20;
@@ -15,8 +18,14 @@ const STACK_BYTES: usize = 64 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
+/// A job that waits on somebody's account.
+pub(crate) trait Owned {
+    /// `None` for what counts for nobody.
+    fn owner(&self) -> Option<&TenantName>;
+}
+
 /// The threads end when the pool is dropped; jobs that still wait are dropped with it.
-pub(crate) struct Pool<J: Send + 'static> {
+pub(crate) struct Pool<J: Owned + Send + 'static> {
     shared: Arc<Shared<J>>,
 }
 
@@ -24,25 +33,32 @@ struct Shared<J> {
     queue: Mutex<Queue<J>>,
     ready: Condvar,
     capacity: usize,
+    /// The most jobs of one owner that may wait.
+    share: usize,
 }
 
-/// `jobs` is in order of the tickets, which only grow.
+/// `jobs` is in order of the tickets, which only grow; `waiting` counts them by owner and has no zeros.
 struct Queue<J> {
     jobs: VecDeque<(Ticket, J)>,
+    waiting: HashMap<TenantName, usize>,
     next: u64,
     closed: bool,
 }
 
-impl<J: Send + 'static> Pool<J> {
-    /// Starts `threads` threads called `name` that hand every job to `handler`.
+impl<J: Owned + Send + 'static> Pool<J> {
+    /// Starts `threads` threads called `name` that hand every job to `handler`. `capacity` jobs may wait, `share` of
+    /// one owner; a share is at least one.
     pub(crate) fn start(
         name: &str,
         threads: usize,
         capacity: usize,
+        share: usize,
         handler: impl Fn(J) + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let queue = Queue { jobs: VecDeque::new(), next: 0, closed: false };
-        let shared = Arc::new(Shared { queue: Mutex::new(queue), ready: Condvar::new(), capacity });
+        let (jobs, waiting) = (VecDeque::new(), HashMap::new());
+        let queue = Mutex::new(Queue { jobs, waiting, next: 0, closed: false });
+        let (ready, share) = (Condvar::new(), share.max(1));
+        let shared = Arc::new(Shared { queue, ready, capacity, share });
         let pool = Pool { shared };
         let handler = Arc::new(handler);
         for number in 0..threads.max(1) {
@@ -55,11 +71,20 @@ impl<J: Send + 'static> Pool<J> {
         Ok(pool)
     }
 
-    /// Queues a job, or gives it back when the queue is full.
+    /// Queues a job, or gives it back when the queue is full or has as many of its owner as it may.
     pub(crate) fn push(&self, job: J) -> Result<Ticket, J> {
         let mut queue = self.shared.lock();
         if queue.jobs.len() >= self.shared.capacity || queue.closed {
             return Err(job);
+        }
+        if let Some(owner) = job.owner() {
+            match queue.waiting.get_mut(owner) {
+                Some(count) if *count >= self.shared.share => return Err(job),
+                Some(count) => *count += 1,
+                None => {
+                    queue.waiting.insert(owner.clone(), 1);
+                }
+            }
         }
         let ticket = Ticket(queue.next);
         queue.next += 1;
@@ -73,7 +98,9 @@ impl<J: Send + 'static> Pool<J> {
     pub(crate) fn cancel(&self, ticket: Ticket) -> Option<J> {
         let mut queue = self.shared.lock();
         let place = queue.jobs.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()?;
-        queue.jobs.remove(place).map(|(_, job)| job)
+        let (_, job) = queue.jobs.remove(place)?;
+        queue.forget(&job);
+        Some(job)
     }
 
     /// Jobs that wait.
@@ -82,10 +109,11 @@ impl<J: Send + 'static> Pool<J> {
     }
 }
 
-impl<J: Send + 'static> Drop for Pool<J> {
+impl<J: Owned + Send + 'static> Drop for Pool<J> {
     fn drop(&mut self) {
         let mut queue = self.shared.lock();
         queue.closed = true;
+        queue.waiting.clear();
         let waiting = std::mem::take(&mut queue.jobs);
         drop(queue);
         self.shared.ready.notify_all();
@@ -93,7 +121,20 @@ impl<J: Send + 'static> Drop for Pool<J> {
     }
 }
 
-impl<J> Shared<J> {
+impl<J: Owned> Queue<J> {
+    /// A job of this owner waits no more.
+    fn forget(&mut self, job: &J) {
+        let Some(owner) = job.owner() else { return };
+        match self.waiting.get_mut(owner) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                self.waiting.remove(owner);
+            }
+        }
+    }
+}
+
+impl<J: Owned> Shared<J> {
     /// A panic never happens while the queue is half changed, so that a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, Queue<J>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -106,6 +147,7 @@ impl<J> Shared<J> {
                 return None;
             }
             if let Some((_, job)) = queue.jobs.pop_front() {
+                queue.forget(&job);
                 return Some(job);
             }
             queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -128,12 +170,24 @@ mod tests {
 
     use super::*;
 
+    impl Owned for u32 {
+        fn owner(&self) -> Option<&TenantName> {
+            None
+        }
+    }
+
+    impl Owned for (TenantName, u32) {
+        fn owner(&self) -> Option<&TenantName> {
+            Some(&self.0)
+        }
+    }
+
     /// A pool of one thread whose handler waits on a gate before it reports the job.
     fn gated() -> (Pool<u32>, mpsc::Sender<()>, mpsc::Receiver<u32>) {
         let (open, gate) = mpsc::channel::<()>();
         let (report, done) = mpsc::channel();
         let gate = Mutex::new(gate);
-        let pool = Pool::start("test", 1, 3, move |job| {
+        let pool = Pool::start("test", 1, 3, 3, move |job| {
             gate.lock().unwrap().recv().unwrap();
             assert_ne!(job, 13, "unlucky");
             report.send(job).unwrap();
@@ -193,5 +247,43 @@ mod tests {
         drop(pool);
         assert!(shared.lock().jobs.is_empty());
         assert!(done.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_owner_has_its_share_and_no_more() {
+        let (open, gate) = mpsc::channel::<()>();
+        let (report, done) = mpsc::channel();
+        let gate = Mutex::new(gate);
+        let pool = Pool::start("test", 1, 6, 2, move |(_, job): (TenantName, u32)| {
+            gate.lock().unwrap().recv().unwrap();
+            report.send(job).unwrap();
+        });
+        let pool = pool.unwrap();
+        let push = |tenant: &str, job| pool.push((tenant.parse().unwrap(), job));
+        push("acme", 0).unwrap();
+        while pool.depth() != 0 {
+            thread::yield_now();
+        }
+        // The one that runs does not wait.
+        push("acme", 1).unwrap();
+        let second = push("acme", 2).unwrap();
+        assert!(push("acme", 3).is_err());
+        push("beta", 4).unwrap();
+        push("beta", 5).unwrap();
+        assert!(push("beta", 6).is_err());
+        // A cancelled job gives its place back once, and so does one that is begun.
+        assert!(pool.cancel(second).is_some() && pool.cancel(second).is_none());
+        push("acme", 7).unwrap();
+        assert!(push("acme", 8).is_err());
+        open.send(()).unwrap();
+        while pool.depth() != 3 {
+            thread::yield_now();
+        }
+        push("acme", 9).unwrap();
+        assert!(push("acme", 10).is_err());
+        (0..5).for_each(|_| open.send(()).unwrap());
+        let order: Vec<_> = (0..6).map(|_| done.recv().unwrap()).collect();
+        assert_eq!(order, [0, 1, 4, 5, 7, 9]);
+        assert!(pool.shared.lock().waiting.is_empty());
     }
 }

@@ -162,11 +162,15 @@ pub(crate) fn key(version: u32) -> ModelKey {
 }
 
 pub(crate) fn plane(threads: usize, queue_capacity: usize) -> Arc<InferencePlane> {
-    InferencePlane::start(Config { threads, queue_capacity }).unwrap()
+    InferencePlane::start(Config { threads, queue_capacity, ..Config::default() }).unwrap()
 }
 
 pub(crate) fn request(inputs: Vec<NamedTensor>) -> InferenceRequest {
-    InferenceRequest { tenant: "acme".parse().unwrap(), deadline: None, inputs }
+    request_of("acme", inputs)
+}
+
+pub(crate) fn request_of(tenant: &str, inputs: Vec<NamedTensor>) -> InferenceRequest {
+    InferenceRequest { tenant: tenant.parse().unwrap(), deadline: None, inputs }
 }
 
 /// Loads a model on a plane of one thread.

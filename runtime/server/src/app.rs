@@ -42,7 +42,7 @@ pub(crate) struct App {
     pub(crate) metrics: PrometheusHandle,
     pub(crate) settings: FileSettings,
     draining: AtomicBool,
-    sweep_wanted: Notify,
+    sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
 }
 
@@ -87,11 +87,11 @@ impl App {
             metrics,
             settings: file,
             draining: AtomicBool::new(false),
-            sweep_wanted: Notify::new(),
+            sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
-        tokio::spawn(sweep(Arc::downgrade(&app)));
+        tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
     }
 
@@ -172,11 +172,11 @@ async fn fold_metrics(app: Weak<App>) {
     }
 }
 
-async fn sweep(app: Weak<App>) {
+async fn sweep(app: Weak<App>, wanted: Arc<Notify>) {
     loop {
-        let Some(wanted) = app.upgrade() else { return };
-        let _ = tokio::time::timeout(SWEEP_INTERVAL, wanted.sweep_wanted.notified()).await;
+        let _ = tokio::time::timeout(SWEEP_INTERVAL, wanted.notified()).await;
         tokio::time::sleep(SWEEP_PAUSE).await;
-        let _ = wanted.blocking(App::sweep).await;
+        let Some(app) = app.upgrade() else { return };
+        let _ = app.blocking(App::sweep).await;
     }
 }

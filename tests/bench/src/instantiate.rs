@@ -7,7 +7,7 @@ use sandpiper_domain::{
     Band, BoxFuture, Digest, Grant, InferenceError, Model, ModelScope, ModelSource, SandboxLimits,
     TenantLimits,
 };
-use sandpiper_sandbox::{CacheKey, Config, FunctionLog, Sandboxes};
+use sandpiper_sandbox::{CacheKey, Config, FunctionLog, Sandboxes, Purpose};
 
 const WARM_UP: usize = 1_000;
 const SAMPLES: usize = 20_000;
@@ -37,7 +37,7 @@ pub(crate) fn measure(component: &Path, folder: &Path) -> anyhow::Result<()> {
             memory_mib_max: 512,
         };
         let sandboxes = Sandboxes::start(config, Arc::new(NoModels))?;
-        let code = sandboxes.load(Digest([0; 32]), || Ok(component)).await?;
+        let code = sandboxes.load(Purpose::Deploy, Digest([0; 32]), || Ok(component)).await?;
         let (grant, log) = (Arc::new(grant()?), Arc::new(FunctionLog::default()));
         let request_id: Arc<str> = "bench".into();
         let mut samples = Vec::with_capacity(SAMPLES);

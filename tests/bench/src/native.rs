@@ -88,7 +88,7 @@ impl Work {
             Work::Hello => Ok(Vec::new()),
             Work::Digits(model) => {
                 let gray = digits::decode(&body).map_err(refused)?;
-                let pixels = digits::prepare(&gray).map_err(refused)?;
+                let pixels = digits::prepare(gray).map_err(refused)?;
                 let shape = [1, 1, digits::SIDE as u64, digits::SIDE as u64];
                 let outputs = model.run("image", floats(&shape, &pixels)?).await?;
                 let digit = digits::most_likely(&to_floats(find(&outputs, "probs")?));

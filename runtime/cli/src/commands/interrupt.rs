@@ -120,18 +120,19 @@ async fn wait_for_signals(shared: &Shared, sender: &Sender<()>) {
         return;
     };
     loop {
-        let signal = tokio::select! {
-            _ = interrupt.recv() => libc::SIGINT,
-            _ = terminate.recv() => libc::SIGTERM,
-            _ = hangup.recv() => libc::SIGHUP,
-        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
         let mut state = shared.lock();
         if state.asked {
             end_at_once(&state);
         }
         state.asked = true;
         if let Some(build) = state.build {
-            send(signal, build);
+            // Not the signal that came: what a shell starts in the background inherits to ignore SIGINT.
+            send(libc::SIGTERM, build);
         }
         drop(state);
         let _ = sender.send(());

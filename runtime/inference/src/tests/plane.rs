@@ -11,8 +11,8 @@ use std::{
 use sandpiper_domain::{InferenceError, InferenceRequest, Model, NamedTensor};
 
 use crate::{
-    InferencePlane, LoadError, LoadedModel,
-    testing::{adder, f32s, gather, i64s, key, plane, request, slow},
+    Config, InferencePlane, LoadError, LoadedModel,
+    testing::{adder, f32s, gather, i64s, key, plane, request, request_of, slow},
 };
 
 fn square() -> Vec<NamedTensor> {
@@ -25,17 +25,19 @@ fn one_row() -> Vec<NamedTensor> {
 
 /// Keeps the one compute thread of a plane busy until the future is dropped.
 async fn busy(plane: &Arc<InferencePlane>) -> tokio::task::JoinHandle<()> {
-    let model = plane.inspect(slow(300)).await.unwrap();
+    let model = plane.inspect(slow(1000)).await.unwrap();
     let task = tokio::spawn(async move {
         let _ = model.infer(request(square())).await;
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(plane.queue_depth(), 0);
+    depth(plane, 0).await;
     task
 }
 
 async fn depth(plane: &InferencePlane, depth: usize) {
+    let patience = Instant::now() + Duration::from_secs(30);
     while plane.queue_depth() != depth {
+        assert!(Instant::now() < patience, "{} calls wait, not {depth}", plane.queue_depth());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -96,7 +98,8 @@ async fn a_load_whose_caller_left_is_kept_but_not_after_unload() {
             plane.unload(&key);
         }
         // The loader thread works in order, so that the load is over once this one is.
-        plane.inspect(adder()).await.unwrap();
+        plane.load(&crate::testing::key(1), || Ok(adder())).await.unwrap();
+        plane.unload(&crate::testing::key(1));
         assert_eq!(plane.loaded(&key).is_some(), !unloaded);
         plane.unload(&key);
     }
@@ -117,15 +120,18 @@ async fn a_full_queue_refuses_and_a_dropped_call_frees_its_place() {
     let plane = plane(1, 2);
     let model = plane.inspect(adder()).await.unwrap();
     let busy = busy(&plane).await;
-    let call = |model: &Arc<LoadedModel>| tokio::spawn(model.infer(request(one_row())));
-    let (first, second) = (call(&model), call(&model));
+    let call = |tenant: &str| tokio::spawn(model.infer(request_of(tenant, one_row())));
+    // Half of the places are the most that one tenant has.
+    let first = call("acme");
+    depth(&plane, 1).await;
+    assert_eq!(call("acme").await.unwrap().unwrap_err(), InferenceError::Saturated);
+    let second = call("beta");
     depth(&plane, 2).await;
-    let refused = model.infer(request(one_row())).await.unwrap_err();
-    assert_eq!(refused, InferenceError::Saturated);
+    assert_eq!(call("gamma").await.unwrap().unwrap_err(), InferenceError::Saturated);
 
     first.abort();
     depth(&plane, 1).await;
-    let third = call(&model);
+    let third = call("acme");
     depth(&plane, 2).await;
     busy.abort();
     for call in [second, third] {
@@ -199,5 +205,56 @@ async fn panics_of_one_caller_leave_the_others_alone() {
     };
     for task in (0..100).map(call).collect::<Vec<_>>() {
         task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn uploads_do_not_hold_up_loads() {
+    let plane = plane(2, 8);
+    // Uploads that take long, more than there are threads.
+    let upload = |_| {
+        let plane = plane.clone();
+        tokio::spawn(async move { plane.inspect(slow(1500)).await.map(drop) })
+    };
+    let uploads: Vec<_> = (0..4).map(upload).collect();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    plane.load(&key(1), || Ok(adder())).await.unwrap();
+    assert!(uploads.iter().any(|upload| !upload.is_finished()));
+    uploads.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn the_model_used_longest_ago_makes_room() {
+    let size = adder().len() as u64;
+    let config = Config { threads: 1, queue_capacity: 8, models_bytes_max: 2 * size };
+    let plane = InferencePlane::start(config).unwrap();
+    let load = async |version| plane.load(&key(version), || Ok(adder())).await.unwrap();
+    let first = load(1).await;
+    load(2).await;
+    // Using the first makes the second the older one.
+    assert!(plane.loaded(&key(1)).is_some());
+    load(3).await;
+    let loaded = |version| plane.loaded(&key(version)).is_some();
+    assert_eq!([1, 2, 3].map(loaded), [true, false, true]);
+
+    // An upload makes room as well, and what is forgotten still works for who has it.
+    assert!(loaded(3));
+    plane.register(key(4), plane.inspect(adder()).await.unwrap());
+    assert_eq!([1, 2, 3, 4].map(loaded), [false, false, true, true]);
+    let output = first.infer(request(one_row())).await.unwrap();
+    assert_eq!(output.outputs, [f32s("y", &[1, 3], &[11., 22., 33.])]);
+    let again = load(1).await;
+    assert!(!Arc::ptr_eq(&first, &again));
+    assert_eq!((plane.model_count(), loaded(1)), (2, true));
+}
+
+#[tokio::test]
+async fn a_model_over_the_budget_is_kept_alone() {
+    let config = Config { threads: 1, queue_capacity: 8, models_bytes_max: 1 };
+    let plane = InferencePlane::start(config).unwrap();
+    for version in 1..4 {
+        plane.load(&key(version), || Ok(adder())).await.unwrap();
+        assert_eq!(plane.model_count(), 1);
+        assert!(plane.loaded(&key(version)).is_some());
     }
 }

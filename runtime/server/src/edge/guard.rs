@@ -3,10 +3,16 @@
 //! - hyper has a timeout for an HTTP/1.1 head, but none while it still waits for the bytes that tell HTTP/1.1 from
 //!   HTTP/2: a client that sends `PRI` and nothing more would stay for ever.
 //! - It has none for writing: a client that never reads would keep its response in memory.
+//! - It closes at once after a refusal that came before the body was read. The kernel answers what still arrives with a
+//!   reset, and a client that writes first and reads then never sees why it was refused.
 
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,6 +25,9 @@ use tokio::{
 /// The start of every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// How long a client that was refused may go on sending before it is cut off.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// A stream whose protocol must be clear before a deadline, and whose reader must go on reading.
 pub(crate) struct Guarded<S> {
     stream: S,
@@ -28,12 +37,29 @@ pub(crate) struct Guarded<S> {
     stall_timeout: Duration,
     /// There while a write waits.
     stall: Option<Pin<Box<Sleep>>>,
+    /// Set when a request was answered whose body had not been read.
+    unread: Arc<AtomicBool>,
+    /// There while a refused client is read to its end.
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn new(stream: S, timeout: Duration, stall_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        stream: S,
+        timeout: Duration,
+        stall_timeout: Duration,
+        unread: Arc<AtomicBool>,
+    ) -> Self {
         let deadline = Some(Box::pin(tokio::time::sleep(timeout)));
-        Guarded { stream, deadline, matched: 0, stall_timeout, stall: None }
+        Guarded {
+            stream,
+            deadline,
+            matched: 0,
+            stall_timeout,
+            stall: None,
+            unread,
+            lingering: None,
+        }
     }
 
     fn see(&mut self, bytes: &[u8]) {
@@ -94,7 +120,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -122,20 +148,50 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if self.lingering.is_none() {
+            match Pin::new(&mut self.stream).poll_shutdown(context) {
+                Poll::Ready(Ok(())) if self.unread.load(Relaxed) => {
+                    self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
+                }
+                outcome => return outcome,
+            }
+        }
+        self.poll_discard(context)
+    }
+}
+
+impl<S: AsyncRead + Unpin> Guarded<S> {
+    /// Reads what still comes and throws it away, until the client has ended or its time has.
+    fn poll_discard(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [0; 8192];
+        loop {
+            if self.lingering.as_mut().is_none_or(|end| end.as_mut().poll(context).is_ready()) {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
+
+    fn guarded(stream: DuplexStream, timeout: Duration, stall: Duration) -> Guarded<DuplexStream> {
+        Guarded::new(stream, timeout, stall, Arc::default())
+    }
 
     /// Whether a client that pauses after `first` for longer than the timeout is still read.
     async fn reads_on_after(first: &[u8]) -> bool {
         let (mut client, server) = duplex(64);
-        let mut guarded = Guarded::new(server, Duration::from_millis(20), Duration::from_secs(60));
+        let mut guarded = guarded(server, Duration::from_millis(20), Duration::from_secs(60));
         client.write_all(first).await.unwrap();
         let mut buffer = vec![0; first.len()];
         guarded.read_exact(&mut buffer).await.unwrap();
@@ -160,14 +216,14 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_does_not_read_is_given_up() {
         let (_client, server) = duplex(16);
-        let mut guarded = Guarded::new(server, Duration::from_secs(60), Duration::from_millis(20));
+        let mut guarded = guarded(server, Duration::from_secs(60), Duration::from_millis(20));
         assert!(guarded.write_all(&[0; 17]).await.is_err());
     }
 
     #[tokio::test]
     async fn a_client_that_reads_slowly_is_served() {
         let (mut client, server) = duplex(16);
-        let mut guarded = Guarded::new(server, Duration::from_secs(60), Duration::from_secs(5));
+        let mut guarded = guarded(server, Duration::from_secs(60), Duration::from_secs(5));
         let slow = async {
             for _ in 0..64 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -176,5 +232,19 @@ mod tests {
         };
         let (written, ()) = tokio::join!(guarded.write_all(&[0; 64]), slow);
         written.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refused_client_is_read_to_its_end() {
+        let (mut client, server) = duplex(16);
+        let unread = Arc::new(AtomicBool::new(true));
+        let minute = Duration::from_secs(60);
+        let mut guarded = Guarded::new(server, minute, minute, unread);
+        let sends = async {
+            client.write_all(&[0; 1000]).await.unwrap();
+            drop(client);
+        };
+        let (closed, ()) = tokio::join!(guarded.shutdown(), sends);
+        closed.unwrap();
     }
 }

@@ -4,7 +4,10 @@ use std::{
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -151,9 +154,12 @@ impl Server {
         let _ = stream.set_nodelay(true);
         let (app, routes) = (self.app.clone(), self.routes.clone());
         let peer = Arc::new(Peer::new(peer.ip(), &app));
-        let service =
-            service_fn(move |request| answer(app.clone(), routes.clone(), peer.clone(), request));
-        let io = TokioIo::new(guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT));
+        let unread = Arc::<AtomicBool>::default();
+        let io = guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT, unread.clone());
+        let service = service_fn(move |request| {
+            answer(app.clone(), routes.clone(), peer.clone(), unread.clone(), request)
+        });
+        let io = TokioIo::new(io);
         let connection = self.http.serve_connection(io, service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
@@ -170,6 +176,7 @@ async fn answer(
     app: Arc<App>,
     routes: axum::Router,
     peer: Arc<Peer>,
+    unread: Arc<AtomicBool>,
     request: Request<Incoming>,
 ) -> Result<Response<EdgeBody>, Infallible> {
     let may_leave_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
@@ -181,6 +188,7 @@ async fn answer(
     // send its next request into the void.
     if may_leave_body && response.headers().contains_key(ERROR_HEADER) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        unread.store(true, Relaxed);
     }
     Ok(response)
 }
@@ -220,7 +228,12 @@ async fn serve_metrics(listener: TcpListener, app: Arc<App>) {
                     Ok::<_, Infallible>(response)
                 }
             });
-            let io = TokioIo::new(guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT));
+            let io = TokioIo::new(guard::Guarded::new(
+                stream,
+                HEAD_TIMEOUT,
+                STALL_TIMEOUT,
+                Arc::default(),
+            ));
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
             let _ = http.serve_connection(io, service).await;

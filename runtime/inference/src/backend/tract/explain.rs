@@ -33,7 +33,8 @@ fn place(text: &str) -> Option<String> {
     let rest = line.split_once("node #")?.1;
     let (_, rest) = rest.split_once('"')?;
     let (name, rest) = rest.split_once('"')?;
-    let operator = rest.split_whitespace().next()?;
+    // Some operators have a variant in angle brackets.
+    let operator = rest.split_whitespace().next()?.split('<').next()?;
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '_';
     operator.chars().all(plain).then(|| text(name, operator))
 }
