@@ -10,9 +10,11 @@
 //! aborts with it as without it. The two are told apart by their alignment: tensors are aligned for vectors.
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     cell::Cell,
 };
+
+use mimalloc::MiMalloc;
 
 /// What contained work may hold beside what the size of its model explains.
 pub(crate) const WORK_BYTES_MAX: usize = 2 << 30;
@@ -33,7 +35,7 @@ thread_local! {
     static ALLOWANCE: Cell<Allowance> = const { Cell::new(FREE) };
 }
 
-/// The system's allocator, with an allowance for threads that do contained work. Elsewhere it costs the reading
+/// The allocator of the node, mimalloc, with an allowance for threads that do contained work. Elsewhere it costs the reading
 /// of one thread-local variable.
 pub struct WalledAllocator;
 
@@ -65,7 +67,7 @@ fn give(bytes: usize) {
     }
 }
 
-// SAFETY: every call goes to the system's allocator as it came, or gives null, which says that there is no memory.
+// SAFETY: every call goes to mimalloc as it came, or gives null, which says that there is no memory.
 // Nothing here unwinds or allocates: the thread-local variable is constant at first and has no destructor.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for WalledAllocator {
@@ -73,8 +75,8 @@ unsafe impl GlobalAlloc for WalledAllocator {
         if !take(layout) {
             return std::ptr::null_mut();
         }
-        // SAFETY: the caller keeps the contract of `alloc`, which is the system's.
-        let pointer = unsafe { System.alloc(layout) };
+        // SAFETY: the caller keeps the contract of `alloc`, which is mimalloc's.
+        let pointer = unsafe { MiMalloc.alloc(layout) };
         if pointer.is_null() {
             give(layout.size());
         }
@@ -86,7 +88,7 @@ unsafe impl GlobalAlloc for WalledAllocator {
             return std::ptr::null_mut();
         }
         // SAFETY: as above.
-        let pointer = unsafe { System.alloc_zeroed(layout) };
+        let pointer = unsafe { MiMalloc.alloc_zeroed(layout) };
         if pointer.is_null() {
             give(layout.size());
         }
@@ -95,8 +97,8 @@ unsafe impl GlobalAlloc for WalledAllocator {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         give(layout.size());
-        // SAFETY: the pointer came from the system's allocator with this layout.
-        unsafe { System.dealloc(pointer, layout) }
+        // SAFETY: the pointer came from mimalloc with this layout.
+        unsafe { MiMalloc.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
@@ -106,8 +108,8 @@ unsafe impl GlobalAlloc for WalledAllocator {
         if !take(grown) {
             return std::ptr::null_mut();
         }
-        // SAFETY: the pointer came from the system's allocator with this layout.
-        let moved = unsafe { System.realloc(pointer, layout, size) };
+        // SAFETY: the pointer came from mimalloc with this layout.
+        let moved = unsafe { MiMalloc.realloc(pointer, layout, size) };
         match moved.is_null() {
             true => give(growth),
             false => give(layout.size().saturating_sub(size)),
