@@ -64,6 +64,7 @@ impl App {
         let file = settings.file;
         let mut inference = sandpiper_inference::Config::default();
         inference.queue_capacity = file.inference_queue;
+        inference.models_bytes_max = file.models_mib << 20;
         if file.inference_threads > 0 {
             inference.threads = file.inference_threads;
         }

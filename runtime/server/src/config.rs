@@ -46,6 +46,8 @@ pub(crate) struct FileSettings {
     pub(crate) inference_threads: usize,
     /// Calls of models that may wait.
     pub(crate) inference_queue: usize,
+    /// Models kept in memory, by the length of their files, in MiB. Those used longest ago make room.
+    pub(crate) models_mib: u64,
     /// Sandboxes alive at once.
     pub(crate) sandboxes_max: u32,
     /// Connections open at once.
@@ -64,6 +66,7 @@ impl Default for FileSettings {
             trusted_proxies: Vec::new(),
             inference_threads: 0,
             inference_queue: 1024,
+            models_mib: 4096,
             sandboxes_max: 1000,
             connections_max: 10_000,
             uploads_max: 4,
@@ -113,6 +116,10 @@ impl FileSettings {
             "sandboxes_max must be from 1 to 5000"
         );
         anyhow::ensure!(self.inference_queue > 0, "inference_queue must be at least 1");
+        anyhow::ensure!(
+            (1..=1 << 40).contains(&self.models_mib),
+            "models_mib must be from 1 to 2^40"
+        );
         anyhow::ensure!(self.connections_max > 0, "connections_max must be at least 1");
         anyhow::ensure!(self.uploads_max > 0, "uploads_max must be at least 1");
         Ok(())
@@ -134,6 +141,7 @@ mod tests {
         let file: FileSettings =
             toml::from_str("sandboxes_max = 7\ntrusted_proxies = [\"10.0.0.1\"]").unwrap();
         assert_eq!((file.sandboxes_max, file.trusted_proxies.len()), (7, 1));
+        assert!(FileSettings { models_mib: 0, ..file.clone() }.check().is_err());
         assert!(FileSettings { sandboxes_max: 0, ..file }.check().is_err());
     }
 }

@@ -53,16 +53,17 @@ impl Snapshot {
         self.tenants.get(tenant)?.functions.get(name)
     }
 
-    /// The version of a function that a request is for. `pick` is any random number: it decides where an alias splits.
+    /// The version of a function that a request is for, by names as they came: what is no valid name names nothing.
+    /// `pick` is any random number: it decides where an alias splits.
     pub fn find_function(
         &self,
-        tenant: &TenantName,
-        name: &FunctionName,
+        tenant: &str,
+        name: &str,
         selector: &Selector,
         pick: u32,
-    ) -> Option<(&Arc<Function>, &Arc<FunctionVersion>)> {
-        let function = self.function(tenant, name)?;
-        Some((function, function.versions.resolve(selector, pick)?))
+    ) -> Option<(&Arc<Tenant>, &Arc<FunctionVersion>)> {
+        let tenant = self.tenants.get(tenant)?;
+        Some((tenant, tenant.functions.get(name)?.versions.resolve(selector, pick)?))
     }
 
     /// One model of a tenant.

@@ -83,7 +83,7 @@ impl House {
 
     fn live(&self, name: &str) -> Option<u32> {
         let snapshot = self.snapshot();
-        let found = snapshot.find_function(&acme(), &function(name), &Selector::default(), 0);
+        let found = snapshot.find_function(acme().as_str(), name, &Selector::default(), 0);
         found.map(|(_, version)| version.version)
     }
 

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use sandpiper_domain::{InferenceError, InferenceRequest, Model, NamedTensor};
 
 use crate::{
@@ -26,12 +27,13 @@ fn one_row() -> Vec<NamedTensor> {
 /// Keeps the one compute thread of a plane busy until the future is dropped.
 async fn busy(plane: &Arc<InferencePlane>) -> tokio::task::JoinHandle<()> {
     let model = plane.inspect(slow(1000)).await.unwrap();
-    let task = tokio::spawn(async move {
-        let _ = model.infer(request(square())).await;
-    });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut call = model.infer(request(square()));
+    // The first look at the future queues the call, so that an empty queue means that it runs.
+    assert!((&mut call).now_or_never().is_none());
     depth(plane, 0).await;
-    task
+    tokio::spawn(async move {
+        let _ = call.await;
+    })
 }
 
 async fn depth(plane: &InferencePlane, depth: usize) {
@@ -91,15 +93,15 @@ async fn a_load_whose_caller_left_is_kept_but_not_after_unload() {
             std::thread::sleep(Duration::from_millis(30));
             Ok(gather())
         };
-        let key = key(2);
+        let (key, other) = (key(2), key(1));
         let load = plane.load(&key, fetch);
         assert!(tokio::time::timeout(Duration::from_millis(5), load).await.is_err());
         if unloaded {
             plane.unload(&key);
         }
         // The loader thread works in order, so that the load is over once this one is.
-        plane.load(&crate::testing::key(1), || Ok(adder())).await.unwrap();
-        plane.unload(&crate::testing::key(1));
+        plane.load(&other, || Ok(adder())).await.unwrap();
+        plane.unload(&other);
         assert_eq!(plane.loaded(&key).is_some(), !unloaded);
         plane.unload(&key);
     }

@@ -156,7 +156,10 @@ async fn upload_model(
         ModelKey { tenant: tenant.name.clone(), model: name.clone(), version: version.version };
     let status = match &outcome {
         PutOutcome::Created(_) => {
-            app.inference.register(key, loaded);
+            // A version that nothing points to yet takes the place of none that is in use.
+            if activate {
+                app.inference.register(key, loaded);
+            }
             StatusCode::CREATED
         }
         PutOutcome::Unchanged(_) => StatusCode::OK,

@@ -148,7 +148,8 @@ fn aliases_move_split_and_go_back() {
     let snapshot = house.snapshot();
     let hits = (0..100)
         .filter(|pick| {
-            let found = snapshot.find_function(&acme(), &name, &Selector::default(), *pick);
+            let found =
+                snapshot.find_function(acme().as_str(), name.as_str(), &Selector::default(), *pick);
             found.unwrap().1.version == 1
         })
         .count();
