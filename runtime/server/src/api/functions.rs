@@ -1,6 +1,6 @@
-//! `/api/v1/functions`: deploy, look, move, delete.
+//! `/api/v1/functions`: what is particular to functions, and deploying them.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Json,
@@ -9,8 +9,11 @@ use axum::{
 };
 use bytes::Bytes;
 use http::StatusCode;
-use sandpiper_control::{Function, FunctionVersion, NewFunction, PutOutcome, Tenant, Versions};
-use sandpiper_domain::{FunctionName, Manifest, Scope, TenantName};
+use sandpiper_control::{
+    Catalog, CatalogError, Function, FunctionVersion, NewFunction, PutOutcome, Target, Tenant,
+    Versions,
+};
+use sandpiper_domain::{AliasName, FunctionName, Manifest, Scope, TenantName};
 use sandpiper_sandbox::{Purpose, UploadError, check};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -19,11 +22,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     Reply,
     auth::Caller,
-    deployments, upload,
-    versions::{
-        PutQuery, TargetBody, alias_name, aliases_json, aliases_of, live_version, target_json,
-        timestamp, version_number,
-    },
+    deployments,
+    resource::{Resource, subject},
+    upload,
+    versions::{PutQuery, aliases_of, timestamp},
 };
 use crate::{app::App, respond::Problem};
 
@@ -31,81 +33,89 @@ fn url(tenant: &TenantName, function: &FunctionName) -> String {
     format!("/fn/{tenant}/{function}")
 }
 
-fn version_json(
-    tenant: &TenantName,
-    version: &FunctionVersion,
-    versions: &Versions<FunctionVersion>,
-) -> Value {
-    let name = &version.manifest.name;
-    json!({
-        "name": name,
-        "version": version.version,
-        "digest": version.digest,
-        "source_digest": version.source_digest,
-        "size_bytes": version.size,
-        "url": url(tenant, name),
-        "auth": version.manifest.auth,
-        "imports": version.imports,
-        "aliases": aliases_of(versions, version.version),
-        "limits": version.grant.sandbox,
-        "created_at": timestamp(version.created_at),
-    })
-}
+impl Resource for Function {
+    type Name = FunctionName;
+    type Version = FunctionVersion;
 
-fn function_json(app: &App, tenant: &TenantName, function: &Function) -> Value {
-    let live = live_version(&function.versions).and_then(|number| function.versions.get(number));
-    let shown = live.or(function.versions.newest().map(|(_, version)| version));
-    let mut json = match shown {
-        Some(version) => version_json(tenant, version, &function.versions),
-        None => json!({ "name": function.name }),
-    };
-    json["aliases"] = aliases_json(&function.versions);
-    json["latest_version"] = function.versions.newest().map(|(number, _)| number).into();
-    if let Some(deployment) = app.deployments.json(&subject(tenant, &function.name)) {
-        json["deployment"] = deployment;
+    const NOUNS: (&'static str, &'static str) = ("function", "functions");
+    const SCOPE: Scope = Scope::Deploy;
+
+    fn all(tenant: &Tenant) -> &HashMap<FunctionName, Arc<Self>> {
+        &tenant.functions
     }
-    json
-}
 
-fn subject(tenant: &TenantName, name: &FunctionName) -> deployments::Subject {
-    (tenant.clone(), "function", name.to_string())
-}
-
-/// The function of that name, for a caller that has `scope`.
-fn find(
-    app: &App,
-    caller: &Caller,
-    scope: Scope,
-    name: &str,
-) -> Result<(Arc<Tenant>, Arc<Function>), Problem> {
-    let tenant = caller.tenant(app, scope)?;
-    let function = tenant.functions.get(name).cloned().ok_or_else(Problem::not_found)?;
-    Ok((tenant, function))
-}
-
-pub(super) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Reply {
-    let tenant = caller.tenant(&app, Scope::Deploy)?;
-    let mut functions: Vec<_> = tenant.functions.values().collect();
-    functions.sort_by(|a, b| a.name.cmp(&b.name));
-    let functions: Vec<_> =
-        functions.into_iter().map(|function| function_json(&app, &tenant.name, function)).collect();
-    Ok(Json(json!({ "functions": functions })).into_response())
-}
-
-pub(super) async fn show(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Reply {
-    let tenant = caller.tenant(&app, Scope::Deploy)?;
-    if let Some(function) = tenant.functions.get(name.as_str()) {
-        return Ok(Json(function_json(&app, &tenant.name, function)).into_response());
+    fn name(&self) -> &FunctionName {
+        &self.name
     }
-    // A first deployment that nobody waited for is not in the catalog yet, or never will be.
-    let name: FunctionName = name.parse().map_err(|_| Problem::not_found())?;
-    let deployment = app.deployments.json(&subject(&tenant.name, &name));
-    let deployment = deployment.ok_or_else(Problem::not_found)?;
-    Ok(Json(json!({ "name": name, "deployment": deployment })).into_response())
+
+    fn versions(&self) -> &Versions<FunctionVersion> {
+        &self.versions
+    }
+
+    fn version_json(&self, tenant: &TenantName, version: &FunctionVersion) -> Value {
+        json!({
+            "name": self.name,
+            "version": version.version,
+            "digest": version.digest,
+            "source_digest": version.source_digest,
+            "size_bytes": version.size,
+            "url": url(tenant, &self.name),
+            "auth": version.manifest.auth,
+            "imports": version.imports,
+            "aliases": aliases_of(&self.versions, version.version),
+            "limits": version.grant.sandbox,
+            "created_at": timestamp(version.created_at),
+        })
+    }
+
+    fn own_json(&self) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    fn delete(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &FunctionName,
+    ) -> Result<(), CatalogError> {
+        catalog.delete_function(tenant, name)
+    }
+
+    fn delete_version(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &FunctionName,
+        version: u32,
+    ) -> Result<(), CatalogError> {
+        catalog.delete_function_version(tenant, name, version)
+    }
+
+    fn set_alias(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &FunctionName,
+        alias: &AliasName,
+        target: Target,
+    ) -> Result<(), CatalogError> {
+        catalog.set_function_alias(tenant, name, alias, target)
+    }
+
+    fn roll_back(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &FunctionName,
+        alias: &AliasName,
+    ) -> Result<Target, CatalogError> {
+        catalog.roll_back_function_alias(tenant, name, alias)
+    }
+
+    fn delete_alias(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &FunctionName,
+        alias: &AliasName,
+    ) -> Result<(), CatalogError> {
+        catalog.delete_function_alias(tenant, name, alias)
+    }
 }
 
 pub(super) async fn put(
@@ -134,7 +144,7 @@ pub(super) async fn put(
         let _permits = permits;
         work.await
     };
-    deployments::run(&app, subject(&tenant.name, &name), query.wait, work).await
+    deployments::run(&app, subject::<Function>(&tenant.name, &name), query.wait, work).await
 }
 
 /// A place among the tenant's uploads and one among the node's. They are held until the upload's bytes are gone.
@@ -187,7 +197,7 @@ async fn deploy(
     let version = outcome.version();
     let runtime = app.functions.get(&tenant.name, &name, version, || app.admission(&tenant));
     runtime.seed(code);
-    let body = version_json(&tenant.name, version, &function.versions);
+    let body = function.version_json(&tenant.name, version);
     Ok((status, Json(body)).into_response())
 }
 
@@ -201,109 +211,4 @@ fn check_memory(
     let grant = app.catalog.policies().grant(&tenant.tier, manifest, &tenant.name);
     let grant = grant.map_err(Problem::internal)?;
     code.check_memory(grant.sandbox.memory_mib).map_err(|error: UploadError| error.into())
-}
-
-pub(super) async fn delete(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Reply {
-    let (tenant, function) = find(&app, &caller, Scope::Delete, &name)?;
-    app.blocking(move |app| {
-        app.catalog.delete_function(&tenant.name, &function.name)?;
-        app.sweep_soon();
-        Ok::<_, Problem>(())
-    })
-    .await??;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-pub(super) async fn versions(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Reply {
-    let (tenant, function) = find(&app, &caller, Scope::Deploy, &name)?;
-    let versions: Vec<_> = function
-        .versions
-        .iter()
-        .map(|(_, version)| version_json(&tenant.name, version, &function.versions))
-        .collect();
-    Ok(Json(json!({ "versions": versions })).into_response())
-}
-
-pub(super) async fn version(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, version)): Path<(String, String)>,
-) -> Reply {
-    let (tenant, function) = find(&app, &caller, Scope::Deploy, &name)?;
-    let version =
-        function.versions.get(version_number(&version)?).ok_or_else(Problem::not_found)?;
-    Ok(Json(version_json(&tenant.name, version, &function.versions)).into_response())
-}
-
-pub(super) async fn delete_version(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, version)): Path<(String, String)>,
-) -> Reply {
-    let (tenant, function) = find(&app, &caller, Scope::Delete, &name)?;
-    let version = version_number(&version)?;
-    app.blocking(move |app| {
-        app.catalog.delete_function_version(&tenant.name, &function.name, version)?;
-        app.sweep_soon();
-        Ok::<_, Problem>(())
-    })
-    .await??;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-pub(super) async fn set_alias(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, alias)): Path<(String, String)>,
-    request: Request,
-) -> Reply {
-    let (tenant, function) = find(&app, &caller, Scope::Deploy, &name)?;
-    let alias = alias_name(&alias)?;
-    let target = upload::json::<TargetBody>(request).await?.target()?;
-    let mut body = target_json(&target);
-    body["alias"] = alias.to_string().into();
-    app.blocking(move |app| {
-        app.catalog.set_function_alias(&tenant.name, &function.name, &alias, target)
-    })
-    .await??;
-    Ok(Json(body).into_response())
-}
-
-pub(super) async fn roll_back(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, alias)): Path<(String, String)>,
-) -> Reply {
-    let (tenant, function) = find(&app, &caller, Scope::Deploy, &name)?;
-    let name = alias_name(&alias)?;
-    let target = app
-        .blocking(move |app| {
-            app.catalog.roll_back_function_alias(&tenant.name, &function.name, &name)
-        })
-        .await??;
-    let mut body = target_json(&target);
-    body["alias"] = alias.into();
-    Ok(Json(body).into_response())
-}
-
-pub(super) async fn delete_alias(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, alias)): Path<(String, String)>,
-) -> Reply {
-    let (tenant, function) = find(&app, &caller, Scope::Deploy, &name)?;
-    let alias = alias_name(&alias)?;
-    app.blocking(move |app| {
-        app.catalog.delete_function_alias(&tenant.name, &function.name, &alias)
-    })
-    .await??;
-    Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -7,11 +7,12 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, State},
     response::{IntoResponse, Response},
-    routing::{delete, get, post, put},
+    routing::{MethodRouter, get, post, put},
 };
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use hyper::body::Incoming;
+use sandpiper_control::{Function, ModelEntry};
 
 mod auth;
 mod deployments;
@@ -19,6 +20,7 @@ mod functions;
 mod keys;
 mod logs;
 mod models;
+mod resource;
 mod tenants;
 mod upload;
 mod versions;
@@ -31,6 +33,7 @@ use crate::{
     respond::{Problem, REQUEST_ID},
 };
 use auth::Caller;
+use resource::Resource;
 
 type Reply = Result<Response, Problem>;
 
@@ -42,37 +45,10 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         .route("/tenants/{tenant}/keys", get(keys::list).post(keys::create))
         .route("/tenants/{tenant}/keys/{id}", get(keys::show).delete(keys::delete))
         .route("/whoami", get(keys::whoami));
-    let functions = Router::new()
-        .route("/functions", get(functions::list))
-        .route(
-            "/functions/{name}",
-            get(functions::show).put(functions::put).delete(functions::delete),
-        )
-        .route("/functions/{name}/versions", get(functions::versions))
-        .route(
-            "/functions/{name}/versions/{version}",
-            get(functions::version).delete(functions::delete_version),
-        )
-        .route(
-            "/functions/{name}/aliases/{alias}",
-            put(functions::set_alias).delete(functions::delete_alias),
-        )
-        .route("/functions/{name}/aliases/{alias}/rollback", post(functions::roll_back))
+    let functions = resource_routes::<Function>(put(functions::put))
         .route("/functions/{name}/logs", get(logs::show));
-    let models = Router::new()
-        .route("/models", get(models::list))
-        .route("/models/{name}", get(models::show).put(models::put).delete(models::delete))
-        .route("/models/{name}/grants", put(models::grant))
-        .route("/models/{name}/versions", get(models::versions))
-        .route(
-            "/models/{name}/versions/{version}",
-            get(models::version).merge(delete(models::delete_version)),
-        )
-        .route(
-            "/models/{name}/aliases/{alias}",
-            put(models::set_alias).delete(models::delete_alias),
-        )
-        .route("/models/{name}/aliases/{alias}/rollback", post(models::roll_back));
+    let models = resource_routes::<ModelEntry>(put(models::put))
+        .route("/models/{name}/grants", put(models::grant));
     Router::new()
         .nest("/api/v1", tenants.merge(functions).merge(models))
         .route("/livez", get(async || axum::Json(serde_json::json!({ "status": "live" }))))
@@ -89,6 +65,23 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
         // Every handler that reads a body sets a limit of its own.
         .layer(DefaultBodyLimit::disable())
         .with_state(app)
+}
+
+/// The routes that functions and models have alike.
+fn resource_routes<R: Resource>(upload: MethodRouter<Arc<App>>) -> Router<Arc<App>> {
+    let all = format!("/{}", R::NOUNS.1);
+    let one = format!("{all}/{{name}}");
+    let alias = format!("{one}/aliases/{{alias}}");
+    Router::new()
+        .route(&all, get(resource::list::<R>))
+        .route(&one, upload.get(resource::show::<R>).delete(resource::delete::<R>))
+        .route(&format!("{one}/versions"), get(resource::versions::<R>))
+        .route(
+            &format!("{one}/versions/{{version}}"),
+            get(resource::version::<R>).delete(resource::delete_version::<R>),
+        )
+        .route(&alias, put(resource::set_alias::<R>).delete(resource::delete_alias::<R>))
+        .route(&format!("{alias}/rollback"), post(resource::roll_back::<R>))
 }
 
 /// Answers a request that is for no function.

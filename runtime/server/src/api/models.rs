@@ -1,6 +1,9 @@
-//! `/api/v1/models`: upload, look, grant, move, delete.
+//! `/api/v1/models`: what is particular to models, and uploading and granting them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use axum::{
     Json,
@@ -10,9 +13,10 @@ use axum::{
 use bytes::Bytes;
 use http::StatusCode;
 use sandpiper_control::{
-    ModelEntry, ModelGrants, ModelVersion, NewModel, PutOutcome, Tenant, Versions,
+    Catalog, CatalogError, ModelEntry, ModelGrants, ModelVersion, NewModel, PutOutcome, Target,
+    Tenant, Versions,
 };
-use sandpiper_domain::{Model, ModelKey, ModelName, Scope, TenantName};
+use sandpiper_domain::{AliasName, Model, ModelKey, ModelName, Scope, TenantName};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -22,46 +26,93 @@ use super::{
     auth::Caller,
     deployments,
     functions::take_upload,
+    resource::{Resource, find, subject},
     upload,
-    versions::{
-        PutQuery, TargetBody, alias_name, aliases_json, aliases_of, live_version, target_json,
-        timestamp, version_number,
-    },
+    versions::{PutQuery, aliases_of, timestamp},
 };
 use crate::{app::App, respond::Problem};
 
-fn version_json(
-    name: &ModelName,
-    version: &ModelVersion,
-    versions: &Versions<ModelVersion>,
-) -> Value {
-    json!({
-        "name": name,
-        "version": version.version,
-        "digest": version.digest,
-        "size_bytes": version.size,
-        "state": "ready",
-        "inputs": version.signature.inputs,
-        "outputs": version.signature.outputs,
-        "aliases": aliases_of(versions, version.version),
-        "created_at": timestamp(version.created_at),
-    })
-}
+impl Resource for ModelEntry {
+    type Name = ModelName;
+    type Version = ModelVersion;
 
-fn model_json(app: &App, tenant: &TenantName, model: &ModelEntry) -> Value {
-    let live = live_version(&model.versions).and_then(|number| model.versions.get(number));
-    let shown = live.or(model.versions.newest().map(|(_, version)| version));
-    let mut json = match shown {
-        Some(version) => version_json(&model.name, version, &model.versions),
-        None => json!({ "name": model.name }),
-    };
-    json["aliases"] = aliases_json(&model.versions);
-    json["latest_version"] = model.versions.newest().map(|(number, _)| number).into();
-    json["grants"] = grants_json(&model.grants);
-    if let Some(deployment) = app.deployments.json(&subject(tenant, &model.name)) {
-        json["deployment"] = deployment;
+    const NOUNS: (&'static str, &'static str) = ("model", "models");
+    const SCOPE: Scope = Scope::Models;
+
+    fn all(tenant: &Tenant) -> &HashMap<ModelName, Arc<Self>> {
+        &tenant.models
     }
-    json
+
+    fn name(&self) -> &ModelName {
+        &self.name
+    }
+
+    fn versions(&self) -> &Versions<ModelVersion> {
+        &self.versions
+    }
+
+    fn version_json(&self, _tenant: &TenantName, version: &ModelVersion) -> Value {
+        json!({
+            "name": self.name,
+            "version": version.version,
+            "digest": version.digest,
+            "size_bytes": version.size,
+            "state": "ready",
+            "inputs": version.signature.inputs,
+            "outputs": version.signature.outputs,
+            "aliases": aliases_of(&self.versions, version.version),
+            "created_at": timestamp(version.created_at),
+        })
+    }
+
+    fn own_json(&self) -> Vec<(&'static str, Value)> {
+        vec![("grants", grants_json(&self.grants))]
+    }
+
+    fn delete(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &ModelName,
+    ) -> Result<(), CatalogError> {
+        catalog.delete_model(tenant, name)
+    }
+
+    fn delete_version(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &ModelName,
+        version: u32,
+    ) -> Result<(), CatalogError> {
+        catalog.delete_model_version(tenant, name, version)
+    }
+
+    fn set_alias(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &ModelName,
+        alias: &AliasName,
+        target: Target,
+    ) -> Result<(), CatalogError> {
+        catalog.set_model_alias(tenant, name, alias, target)
+    }
+
+    fn roll_back(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &ModelName,
+        alias: &AliasName,
+    ) -> Result<Target, CatalogError> {
+        catalog.roll_back_model_alias(tenant, name, alias)
+    }
+
+    fn delete_alias(
+        catalog: &Catalog,
+        tenant: &TenantName,
+        name: &ModelName,
+        alias: &AliasName,
+    ) -> Result<(), CatalogError> {
+        catalog.delete_model_alias(tenant, name, alias)
+    }
 }
 
 fn grants_json(grants: &ModelGrants) -> Value {
@@ -70,45 +121,6 @@ fn grants_json(grants: &ModelGrants) -> Value {
         ModelGrants::All => json!("*"),
         ModelGrants::Tenants(tenants) => json!(tenants),
     }
-}
-
-fn subject(tenant: &TenantName, name: &ModelName) -> deployments::Subject {
-    (tenant.clone(), "model", name.to_string())
-}
-
-fn find(
-    app: &App,
-    caller: &Caller,
-    scope: Scope,
-    name: &str,
-) -> Result<(Arc<Tenant>, Arc<ModelEntry>), Problem> {
-    let tenant = caller.tenant(app, scope)?;
-    let model = tenant.models.get(name).cloned().ok_or_else(Problem::not_found)?;
-    Ok((tenant, model))
-}
-
-pub(super) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Reply {
-    let tenant = caller.tenant(&app, Scope::Models)?;
-    let mut models: Vec<_> = tenant.models.values().collect();
-    models.sort_by(|a, b| a.name.cmp(&b.name));
-    let models: Vec<_> =
-        models.into_iter().map(|model| model_json(&app, &tenant.name, model)).collect();
-    Ok(Json(json!({ "models": models })).into_response())
-}
-
-pub(super) async fn show(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Reply {
-    let tenant = caller.tenant(&app, Scope::Models)?;
-    if let Some(model) = tenant.models.get(name.as_str()) {
-        return Ok(Json(model_json(&app, &tenant.name, model)).into_response());
-    }
-    let name: ModelName = name.parse().map_err(|_| Problem::not_found())?;
-    let deployment = app.deployments.json(&subject(&tenant.name, &name));
-    let deployment = deployment.ok_or_else(Problem::not_found)?;
-    Ok(Json(json!({ "name": name, "deployment": deployment })).into_response())
 }
 
 pub(super) async fn put(
@@ -132,7 +144,7 @@ pub(super) async fn put(
         let _permits = permits;
         work.await
     };
-    deployments::run(&app, subject(&tenant.name, &name), query.wait, work).await
+    deployments::run(&app, subject::<ModelEntry>(&tenant.name, &name), query.wait, work).await
 }
 
 async fn upload_model(
@@ -166,7 +178,7 @@ async fn upload_model(
     };
     let snapshot = app.catalog.snapshot();
     let model = snapshot.model(&tenant.name, &name).ok_or_else(Problem::not_found)?;
-    Ok((status, Json(version_json(&name, version, &model.versions))).into_response())
+    Ok((status, Json(model.version_json(&tenant.name, version))).into_response())
 }
 
 /// `{"tenants": ["beta"]}` or `{"tenants": "*"}`.
@@ -189,7 +201,7 @@ pub(super) async fn grant(
     Path(name): Path<String>,
     request: Request,
 ) -> Reply {
-    let (tenant, model) = find(&app, &caller, Scope::Models, &name)?;
+    let (tenant, model) = find::<ModelEntry>(&app, &caller, Scope::Models, &name)?;
     let grants = match upload::json::<GrantBody>(request).await?.tenants {
         Grantees::All(star) if star == "*" => ModelGrants::All,
         Grantees::All(_) => {
@@ -208,103 +220,4 @@ pub(super) async fn grant(
     app.blocking(move |app| app.catalog.set_model_grants(&tenant.name, &model.name, grants))
         .await??;
     Ok(Json(body).into_response())
-}
-
-pub(super) async fn delete(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Reply {
-    let tenant = caller.tenant(&app, Scope::Delete)?;
-    let model = tenant.models.get(name.as_str()).cloned().ok_or_else(Problem::not_found)?;
-    app.blocking(move |app| {
-        app.catalog.delete_model(&tenant.name, &model.name)?;
-        app.sweep_soon();
-        Ok::<_, Problem>(())
-    })
-    .await??;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-pub(super) async fn versions(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Reply {
-    let (_, model) = find(&app, &caller, Scope::Models, &name)?;
-    let versions: Vec<_> = model
-        .versions
-        .iter()
-        .map(|(_, version)| version_json(&model.name, version, &model.versions))
-        .collect();
-    Ok(Json(json!({ "versions": versions })).into_response())
-}
-
-pub(super) async fn version(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, version)): Path<(String, String)>,
-) -> Reply {
-    let (_, model) = find(&app, &caller, Scope::Models, &name)?;
-    let version = model.versions.get(version_number(&version)?).ok_or_else(Problem::not_found)?;
-    Ok(Json(version_json(&model.name, version, &model.versions)).into_response())
-}
-
-pub(super) async fn delete_version(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, version)): Path<(String, String)>,
-) -> Reply {
-    let (tenant, model) = find(&app, &caller, Scope::Delete, &name)?;
-    let version = version_number(&version)?;
-    app.blocking(move |app| {
-        app.catalog.delete_model_version(&tenant.name, &model.name, version)?;
-        app.sweep_soon();
-        Ok::<_, Problem>(())
-    })
-    .await??;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-pub(super) async fn set_alias(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, alias)): Path<(String, String)>,
-    request: Request,
-) -> Reply {
-    let (tenant, model) = find(&app, &caller, Scope::Models, &name)?;
-    let alias = alias_name(&alias)?;
-    let target = upload::json::<TargetBody>(request).await?.target()?;
-    let mut body = target_json(&target);
-    body["alias"] = alias.to_string().into();
-    app.blocking(move |app| app.catalog.set_model_alias(&tenant.name, &model.name, &alias, target))
-        .await??;
-    Ok(Json(body).into_response())
-}
-
-pub(super) async fn roll_back(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, alias)): Path<(String, String)>,
-) -> Reply {
-    let (tenant, model) = find(&app, &caller, Scope::Models, &name)?;
-    let name = alias_name(&alias)?;
-    let target = app
-        .blocking(move |app| app.catalog.roll_back_model_alias(&tenant.name, &model.name, &name))
-        .await??;
-    let mut body = target_json(&target);
-    body["alias"] = alias.into();
-    Ok(Json(body).into_response())
-}
-
-pub(super) async fn delete_alias(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path((name, alias)): Path<(String, String)>,
-) -> Reply {
-    let (tenant, model) = find(&app, &caller, Scope::Models, &name)?;
-    let alias = alias_name(&alias)?;
-    app.blocking(move |app| app.catalog.delete_model_alias(&tenant.name, &model.name, &alias))
-        .await??;
-    Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -26,13 +26,16 @@ use super::{convert::is_symbolic, demand, guard};
 /// No value inside a graph may be larger than this: a small input can ask for a huge one.
 pub(super) const TENSOR_BYTES_MAX: u64 = 1 << 30;
 
+/// Sizes in bytes by node.
+type LateSizes = HashMap<usize, Vec<TDim>>;
+
 /// An optimised graph.
 pub(super) struct Plan {
     runnable: Arc<TypedRunnableModel>,
     /// The sizes of inner values that the shapes of the inputs decide, in bytes.
     sizes: Vec<TDim>,
     /// The nodes whose outputs are as large as values inside the graph say, with the sizes known by then.
-    late: HashMap<usize, Vec<TDim>>,
+    late: LateSizes,
     /// The types of the inputs, as optimised.
     inputs: Vec<DatumType>,
 }
@@ -145,12 +148,12 @@ impl Plan {
 
 /// Checks the sizes of all values that are settled, and gives those that are not: what the shapes of the inputs
 /// decide, and by node what values inside the graph decide.
-fn sizes(model: &TypedModel) -> TractResult<(Vec<TDim>, HashMap<usize, Vec<TDim>>)> {
+fn sizes(model: &TypedModel) -> TractResult<(Vec<TDim>, LateSizes)> {
     let mut given = HashSet::new();
     for input in model.input_outlets()? {
         given.extend(model.outlet_fact(*input)?.shape.iter().flat_map(TDim::symbols));
     }
-    let (mut early, mut late) = (Vec::new(), HashMap::<_, Vec<_>>::new());
+    let (mut early, mut late) = (Vec::new(), LateSizes::new());
     for node in model.nodes() {
         if demand::depends_on_values(&*node.op) {
             late.entry(node.id).or_default();
