@@ -35,8 +35,8 @@ thread_local! {
     static ALLOWANCE: Cell<Allowance> = const { Cell::new(FREE) };
 }
 
-/// The allocator of the node, mimalloc, with an allowance for threads that do contained work. Elsewhere it costs the reading
-/// of one thread-local variable.
+/// The allocator of the node, mimalloc, with an allowance for threads that do contained work. Elsewhere it costs the
+/// reading of one thread-local variable.
 pub struct WalledAllocator;
 
 /// Every binary that links the plane is behind the wall.

@@ -62,9 +62,11 @@ impl App {
         let catalog = Arc::new(Catalog::open(folder, policies, &operator_key)?);
 
         let file = settings.file;
-        let mut inference = sandpiper_inference::Config::default();
-        inference.queue_capacity = file.inference_queue;
-        inference.models_bytes_max = file.models_mib << 20;
+        let mut inference = sandpiper_inference::Config {
+            queue_capacity: file.inference_queue,
+            models_bytes_max: file.models_mib << 20,
+            ..Default::default()
+        };
         if file.inference_threads > 0 {
             inference.threads = file.inference_threads;
         }
