@@ -42,6 +42,8 @@ struct Queue<J> {
     jobs: VecDeque<(Ticket, J)>,
     waiting: HashMap<TenantName, usize>,
     next: u64,
+    /// Threads that wait for a job. Waking is a system call, so nobody is woken in vain.
+    idle: usize,
     closed: bool,
 }
 
@@ -56,7 +58,7 @@ impl<J: Owned + Send + 'static> Pool<J> {
         handler: impl Fn(J) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let (jobs, waiting) = (VecDeque::new(), HashMap::new());
-        let queue = Mutex::new(Queue { jobs, waiting, next: 0, closed: false });
+        let queue = Mutex::new(Queue { jobs, waiting, next: 0, idle: 0, closed: false });
         let (ready, share) = (Condvar::new(), share.max(1));
         let shared = Arc::new(Shared { queue, ready, capacity, share });
         let pool = Pool { shared };
@@ -89,8 +91,11 @@ impl<J: Owned + Send + 'static> Pool<J> {
         let ticket = Ticket(queue.next);
         queue.next += 1;
         queue.jobs.push_back((ticket, job));
+        let is_awaited = queue.idle > 0;
         drop(queue);
-        self.shared.ready.notify_one();
+        if is_awaited {
+            self.shared.ready.notify_one();
+        }
         Ok(ticket)
     }
 
@@ -150,7 +155,9 @@ impl<J: Owned> Shared<J> {
                 queue.forget(&job);
                 return Some(job);
             }
+            queue.idle += 1;
             queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
         }
     }
 
