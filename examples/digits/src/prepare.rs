@@ -20,12 +20,13 @@ const CONTRAST_MIN: u8 = 16;
 pub fn prepare(gray: Gray) -> Result<[f32; SIDE * SIDE]> {
     let width = gray.width;
     let ink = ink(gray);
-    let most = ink.iter().copied().max().unwrap_or(0);
+    let marks = Marks::of(&ink, width);
+    let most = marks.rows.iter().copied().max().unwrap_or(0);
     let least = ink.iter().copied().min().unwrap_or(0);
     if most - least < CONTRAST_MIN {
         return Err(Error::unprocessable("no digit found: the picture is of one shade"));
     }
-    let bounds = Bounds::of(&ink, width, most);
+    let bounds = marks.bounds(most);
     let sums = average(&ink, width, &bounds);
     let most = sums.iter().copied().max().unwrap_or(0).max(1);
     Ok(sums.map(|sum| (sum as f64 / most as f64) as f32))
@@ -57,20 +58,34 @@ struct Bounds {
     height: usize,
 }
 
-impl Bounds {
-    /// The smallest box around every pixel with more than a quarter of the most ink.
-    fn of(ink: &[u8], width: usize, most: u8) -> Self {
-        // In whole numbers, 4 x ink > most is the same.
-        let inked = |ink: &u8| *ink > most / 4;
-        let (mut left, mut right) = (usize::MAX, 0);
-        let (mut top, mut bottom) = (usize::MAX, 0);
-        for (y, row) in ink.chunks_exact(width).enumerate() {
-            let Some(first) = row.iter().position(inked) else { continue };
-            let last = row.iter().rposition(inked).unwrap_or(first);
-            (left, right) = (left.min(first), right.max(last));
-            (top, bottom) = (top.min(y), y);
+/// The most ink in each row and in each column. Whole rows are compared, many pixels at a time.
+struct Marks {
+    rows: Vec<u8>,
+    columns: Vec<u8>,
+}
+
+impl Marks {
+    fn of(ink: &[u8], width: usize) -> Self {
+        let mut columns = vec![0; width];
+        let mut rows = Vec::with_capacity(ink.len() / width);
+        for row in ink.chunks_exact(width) {
+            rows.push(row.iter().copied().fold(0, u8::max));
+            columns.iter_mut().zip(row).for_each(|(most, ink)| *most = (*most).max(*ink));
         }
-        Self { left, top, width: right - left + 1, height: bottom - top + 1 }
+        Self { rows, columns }
+    }
+
+    /// The smallest box around every pixel with more than a quarter of the most ink.
+    fn bounds(&self, most: u8) -> Bounds {
+        // In whole numbers, 4 x ink > most is the same.
+        let span = |marks: &[u8]| {
+            let inked = |ink: &u8| *ink > most / 4;
+            let first = marks.iter().position(inked).unwrap_or(0);
+            let last = marks.iter().rposition(inked).unwrap_or(first);
+            (first, last - first + 1)
+        };
+        let ((left, width), (top, height)) = (span(&self.columns), span(&self.rows));
+        Bounds { left, top, width, height }
     }
 }
 

@@ -7,7 +7,7 @@ use sandpiper_domain::{
     Band, BoxFuture, Digest, Grant, InferenceError, Model, ModelScope, ModelSource, SandboxLimits,
     TenantLimits,
 };
-use sandpiper_sandbox::{CacheKey, Config, FunctionLog, Sandboxes, Purpose};
+use sandpiper_sandbox::{CacheKey, Config, FunctionLog, Purpose, Sandboxes};
 
 const WARM_UP: usize = 1_000;
 const SAMPLES: usize = 20_000;
