@@ -43,15 +43,11 @@ pub enum Purpose {
 #[derive(Clone)]
 pub struct FunctionCode {
     pub(crate) pre: ProxyPre<State>,
+    /// Memory that a sandbox takes before it has run.
     memory_bytes_min: u64,
 }
 
 impl FunctionCode {
-    /// Memory that a sandbox takes before it has run, in bytes.
-    pub fn memory_bytes_min(&self) -> u64 {
-        self.memory_bytes_min
-    }
-
     /// Refuses code that could not even start under `memory_mib`.
     pub fn check_memory(&self, memory_mib: u64) -> Result<(), UploadError> {
         let needed_mib = self.memory_bytes_min.div_ceil(1 << 20);

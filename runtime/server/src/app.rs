@@ -134,13 +134,16 @@ impl App {
     /// Drops from memory and disk what the catalog no longer has. Blocks.
     fn sweep(&self) {
         self.functions.sweep(&self.catalog);
-        let snapshot = self.catalog.snapshot().clone();
-        self.tenants.retain(|tenant, _| snapshot.tenant(tenant).is_some());
-        self.deployments.retain(|tenant| snapshot.tenant(tenant).is_some());
+        // Asked anew for each entry: a tenant made since the sweep began must not lose its gate to a second one.
+        let has_tenant = |name: &TenantName| self.catalog.snapshot().tenant(name).is_some();
+        self.tenants.retain(|tenant, _| has_tenant(tenant));
+        self.deployments.retain(has_tenant);
         self.inference.retain(|key| {
+            let snapshot = self.catalog.snapshot();
             let model = snapshot.model(&key.tenant, &key.model);
             model.is_some_and(|model| model.versions.get(key.version).is_some())
         });
+        let snapshot = self.catalog.snapshot().clone();
         let functions = snapshot.tenants().flat_map(|tenant| tenant.functions.values());
         let components: Vec<Digest> = functions
             .flat_map(|function| function.versions.iter().map(|(_, version)| version.digest))

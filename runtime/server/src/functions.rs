@@ -38,9 +38,7 @@ impl FunctionRuntime {
         let component = blob_of(catalog.clone(), digest);
         self.code.get_or_try_init(|| sandboxes.load(Purpose::Request, digest, component)).await
     }
-}
 
-impl FunctionRuntime {
     /// Keeps code that a deployment has just linked, so that the first request need not load it again.
     pub(crate) fn seed(&self, code: FunctionCode) {
         let _ = self.code.set(code);
@@ -114,12 +112,15 @@ impl FunctionRuntimes {
         self.named.len() < NAMED_FUNCTIONS_MAX && of_tenant() < NAMED_FUNCTIONS_OF_TENANT_MAX
     }
 
-    /// Keeps what the catalog still has, and drops the rest; running invocations hold what they need.
+    /// Keeps what the catalog still has, and drops the rest; running invocations hold what they need. The catalog is
+    /// asked anew for each entry: what was deployed since the sweep began is in it, and must not lose its log.
     pub(crate) fn sweep(&self, catalog: &Catalog) {
-        let snapshot = catalog.snapshot();
         self.versions.retain(|(tenant, function, version), _| {
+            let snapshot = catalog.snapshot();
             snapshot.function(tenant, function).is_some_and(|f| f.versions.get(*version).is_some())
         });
-        self.shared.retain(|(tenant, function), _| snapshot.function(tenant, function).is_some());
+        self.shared.retain(|(tenant, function), _| {
+            catalog.snapshot().function(tenant, function).is_some()
+        });
     }
 }

@@ -9,6 +9,7 @@ use dashmap::DashMap;
 use http::StatusCode;
 use sandpiper_domain::TenantName;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Reply;
 use crate::{app::App, respond::Problem};
@@ -80,13 +81,19 @@ impl Deployments {
     }
 }
 
-/// Does the work and answers with its result, or answers 202 and goes on in the background.
+/// Does the work and answers with its result, or answers 202 and goes on in the background. `permits` are held until
+/// the work has ended, and the upload's bytes are gone with it.
 pub(super) async fn run(
     app: &Arc<App>,
     subject: Subject,
     wait: bool,
+    permits: [OwnedSemaphorePermit; 2],
     work: impl Future<Output = Reply> + Send + 'static,
 ) -> Reply {
+    let work = async move {
+        let _permits = permits;
+        work.await
+    };
     if wait {
         app.deployments.stages.remove(&subject);
         return work.await;

@@ -140,11 +140,8 @@ pub(super) async fn put(
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_manifest", message));
     }
     let work = deploy(app.clone(), tenant.clone(), source, manifest, query.activate);
-    let work = async move {
-        let _permits = permits;
-        work.await
-    };
-    deployments::run(&app, subject::<Function>(&tenant.name, &name), query.wait, work).await
+    deployments::run(&app, subject::<Function>(&tenant.name, &name), query.wait, permits, work)
+        .await
 }
 
 /// A place among the tenant's uploads and one among the node's. They are held until the upload's bytes are gone.

@@ -140,11 +140,8 @@ pub(super) async fn put(
             .hint("send the ONNX file as the request's body"));
     }
     let work = upload_model(app.clone(), tenant.clone(), name.clone(), bytes, query.activate);
-    let work = async move {
-        let _permits = permits;
-        work.await
-    };
-    deployments::run(&app, subject::<ModelEntry>(&tenant.name, &name), query.wait, work).await
+    deployments::run(&app, subject::<ModelEntry>(&tenant.name, &name), query.wait, permits, work)
+        .await
 }
 
 async fn upload_model(
