@@ -1,10 +1,6 @@
 //! A model in memory, and how a call of it reaches a compute thread.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Instant};
 
 use sandpiper_domain::{
     BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelSignature,
@@ -66,27 +62,16 @@ pub struct LoadedModel {
     program: Arc<dyn Program>,
     pool: Arc<Pool<Job>>,
     size: u64,
-    took: Duration,
 }
 
 impl LoadedModel {
-    pub(crate) fn new(
-        program: Arc<dyn Program>,
-        pool: Arc<Pool<Job>>,
-        size: u64,
-        took: Duration,
-    ) -> Self {
-        LoadedModel { program, pool, size, took }
+    pub(crate) fn new(program: Arc<dyn Program>, pool: Arc<Pool<Job>>, size: u64) -> Self {
+        LoadedModel { program, pool, size }
     }
 
     /// What it counts for in the budget of models, in bytes: the length of its file.
     pub fn size(&self) -> u64 {
         self.size
-    }
-
-    /// How long parsing and optimising took.
-    pub fn load_duration(&self) -> Duration {
-        self.took
     }
 }
 

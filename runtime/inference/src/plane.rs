@@ -5,7 +5,6 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     thread,
-    time::Instant,
 };
 
 use bytes::Bytes;
@@ -208,9 +207,8 @@ impl Load {
 
 fn prepare(source: Source, compute: Arc<Pool<Job>>) -> Loaded {
     let bytes = source().map_err(LoadError::Bytes)?;
-    let begun = Instant::now();
     let program: Arc<dyn Program> = tract::load(&bytes)?;
-    Ok(Arc::new(LoadedModel::new(program, compute, bytes.len() as u64, begun.elapsed())))
+    Ok(Arc::new(LoadedModel::new(program, compute, bytes.len() as u64)))
 }
 
 impl Place {
