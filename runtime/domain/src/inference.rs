@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DataType, ModelName, NamedTensor, Selector, TenantName};
+use crate::{DataType, ModelName, NamedTensor, Selector, Share, TenantName};
 
 /// A boxed future, for ports that are used as trait objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -60,10 +60,14 @@ pub struct ModelSignature {
 pub struct InferenceRequest {
     /// The tenant that is charged, who need not be the model's owner.
     pub tenant: TenantName,
+    /// What that tenant is due.
+    pub share: Share,
     /// When the answer is of no use any more.
     pub deadline: Option<Instant>,
     /// The inputs, in any order.
     pub inputs: Vec<NamedTensor>,
+    /// Whether it may run in one batch with calls of other tenants.
+    pub batch_with_others: bool,
 }
 
 /// The answer to one call, and what it cost.
@@ -73,8 +77,10 @@ pub struct InferenceOutput {
     pub outputs: Vec<NamedTensor>,
     /// Time spent waiting for a compute thread.
     pub queued: Duration,
-    /// Time spent on a compute thread.
+    /// Time spent on a compute thread. What ran in a batch counts with its part of the batch.
     pub computed: Duration,
+    /// Calls that ran together with this one, itself among them; 0 where the answer came from the cache.
+    pub batch_size: usize,
 }
 
 /// Why a call of a model failed. Texts may reach the guest and its caller: they hold neither input values nor weights.
@@ -95,9 +101,21 @@ pub enum InferenceError {
     /// The deadline passed before an answer was there.
     #[error("the deadline passed before the model had answered")]
     Timeout,
-    /// The queue is full.
+    /// The node's queue is full.
     #[error("busy: the inference queue is full; try again shortly")]
     Saturated,
+    /// As many calls of this tenant wait as may wait.
+    #[error("busy: as many inferences of this tenant wait as its limit allows; try again shortly")]
+    TenantSaturated,
+    /// With what waits before it, the call would end after its deadline, so that it was not begun.
+    #[error("busy: the work that waits would take longer than the deadline; try again in {} ms", .retry_after.as_millis())]
+    Unmeetable {
+        /// When the queue should have gone down.
+        retry_after: Duration,
+    },
+    /// The model is there and not ready: on its way, unloaded or in quarantine.
+    #[error("{0}")]
+    Unavailable(String),
     /// The model failed while it ran.
     #[error("{0}")]
     Runtime(String),

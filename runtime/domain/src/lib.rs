@@ -6,6 +6,7 @@ mod function;
 mod inference;
 mod limits;
 mod manifest;
+mod model_options;
 mod name;
 mod reference;
 mod scope;
@@ -18,8 +19,9 @@ pub use inference::{
     BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey, ModelScope,
     ModelSignature, ModelSource, TensorSpec,
 };
-pub use limits::{Band, Grant, RateLimit, SandboxLimits, TenantLimits};
+pub use limits::{Band, Grant, RateLimit, SandboxLimits, Share, TenantLimits};
 pub use manifest::{Auth, Build, FunctionLimits, Manifest, ManifestError, Scale};
+pub use model_options::{ModelOptions, ModelOptionsError};
 pub use name::{AliasName, FunctionName, ModelName, NameError, TenantName};
 pub use reference::{ModelRef, ReferenceError, Selector};
 pub use scope::{Scope, ScopeSet, UnknownScope};

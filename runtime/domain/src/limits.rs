@@ -56,6 +56,15 @@ pub enum Band {
     Normal,
 }
 
+/// What a tenant is due of the compute threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Its part, beside those of the others that have work.
+    pub weight: u32,
+    /// Its priority band.
+    pub band: Band,
+}
+
 /// What one tenant may use, over all its functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantLimits {
@@ -79,6 +88,13 @@ pub struct TenantLimits {
     pub weight: u32,
     /// Priority band.
     pub band: Band,
+}
+
+impl TenantLimits {
+    /// What the tenant is due of the compute threads.
+    pub fn share(&self) -> Share {
+        Share { weight: self.weight, band: self.band }
+    }
 }
 
 /// The compiled result of policy for one function version: everything the hot path needs to know of what it may do.

@@ -1,5 +1,7 @@
 //! What the plane asks of an engine that runs graphs.
 
+use std::collections::BTreeMap;
+
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 
 use crate::contract::Contract;
@@ -10,6 +12,12 @@ pub(crate) mod tract;
 pub(crate) trait Program: Send + Sync {
     /// What it takes and gives.
     fn contract(&self) -> &Contract;
+
+    /// How often each operator is in the graph as uploaded.
+    fn operators(&self) -> &BTreeMap<String, u32>;
+
+    /// Elements of all weights together.
+    fn parameters(&self) -> u64;
 
     /// Runs the graph on inputs that [`Contract::order`] has put in order, on this thread. Panics of the engine
     /// are contained. `stop` is asked between the steps of the graph; once it says yes the run ends in

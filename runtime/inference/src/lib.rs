@@ -10,12 +10,16 @@ mod error;
 mod model;
 mod plane;
 mod pool;
+mod profile;
 mod registry;
+mod stats;
 
 pub use alloc::WalledAllocator;
 pub use error::LoadError;
 pub use model::LoadedModel;
 pub use plane::{Config, InferencePlane};
+pub use profile::{BatchCost, Batching, ModelProfile};
+pub use stats::{BatchTimes, ModelStats, Timing};
 
 #[cfg(test)]
 mod testing;

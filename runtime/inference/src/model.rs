@@ -1,6 +1,10 @@
 //! A model in memory, and how a call of it reaches a compute thread.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sandpiper_domain::{
     BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelSignature,
@@ -9,6 +13,7 @@ use sandpiper_domain::{
 use tokio::sync::oneshot;
 
 use crate::{
+    Batching, ModelProfile, ModelStats,
     backend::Program,
     pool::{Owned, Pool, Ticket},
 };
@@ -22,13 +27,14 @@ pub(crate) struct Job {
     inputs: Vec<Tensor>,
     deadline: Option<Instant>,
     queued_at: Instant,
+    stats: Arc<ModelStats>,
     reply: oneshot::Sender<Answer>,
 }
 
 impl Job {
     /// Runs the call unless nobody waits for it any more.
     pub(crate) fn work(self) {
-        let Job { program, inputs, deadline, queued_at, reply, .. } = self;
+        let Job { program, inputs, deadline, queued_at, stats, reply, .. } = self;
         let begun = Instant::now();
         let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if reply.is_closed() {
@@ -40,10 +46,16 @@ impl Job {
         }
         let stop = || reply.is_closed() || late();
         let queued = begun.saturating_duration_since(queued_at);
-        let answer = program.run(inputs, &stop).map(|outputs| InferenceOutput {
+        let answer = program.run(inputs, &stop);
+        stats.queue.add(1, queued);
+        stats.ran(1, Duration::ZERO, begun.elapsed(), Duration::ZERO);
+        let of_outcome = if answer.is_ok() { &stats.success } else { &stats.fail };
+        of_outcome.add(1, queued_at.elapsed());
+        let answer = answer.map(|outputs| InferenceOutput {
             outputs,
             queued,
             computed: begun.elapsed(),
+            batch_size: 1,
         });
         // The program goes first, so that a caller who has the answer holds the last reference.
         drop(program);
@@ -61,17 +73,32 @@ impl Owned for Job {
 pub struct LoadedModel {
     program: Arc<dyn Program>,
     pool: Arc<Pool<Job>>,
-    size: u64,
+    profile: Arc<ModelProfile>,
+    stats: Arc<ModelStats>,
 }
 
 impl LoadedModel {
-    pub(crate) fn new(program: Arc<dyn Program>, pool: Arc<Pool<Job>>, size: u64) -> Self {
-        LoadedModel { program, pool, size }
+    /// `memory_bytes` is what it counts for in the budget of models.
+    pub(crate) fn new(
+        program: Arc<dyn Program>,
+        pool: Arc<Pool<Job>>,
+        memory_bytes: u64,
+        stats: Arc<ModelStats>,
+    ) -> Self {
+        let batching = Batching { sizes: vec![1], ..Batching::default() };
+        let (operators, parameters) = (program.operators().clone(), program.parameters());
+        let profile = Arc::new(ModelProfile { operators, parameters, memory_bytes, batching });
+        LoadedModel { program, pool, profile, stats }
     }
 
-    /// What it counts for in the budget of models, in bytes: the length of its file.
-    pub fn size(&self) -> u64 {
-        self.size
+    /// What is in it, and what it costs.
+    pub fn profile(&self) -> &Arc<ModelProfile> {
+        &self.profile
+    }
+
+    /// What its calls have come to.
+    pub fn stats(&self) -> &Arc<ModelStats> {
+        &self.stats
     }
 }
 
@@ -88,13 +115,14 @@ impl Model for LoadedModel {
 
     fn infer(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
         let (program, pool) = (self.program.clone(), self.pool.clone());
+        let stats = self.stats.clone();
         Box::pin(async move {
             let inputs = program.contract().order(request.inputs)?;
             let (reply, answer) = oneshot::channel();
             let tenant = request.tenant;
             let (deadline, queued_at) = (request.deadline, Instant::now());
             let ticket = pool
-                .push(Job { tenant, program, inputs, deadline, queued_at, reply })
+                .push(Job { tenant, program, inputs, deadline, queued_at, stats, reply })
                 .map_err(|_| InferenceError::Saturated)?;
             let mut waiting = Waiting { pool, ticket, over: false };
             let answer = answer.await;

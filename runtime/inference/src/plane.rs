@@ -8,12 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use dashmap::DashMap;
 use futures::{FutureExt, future::Shared};
 use sandpiper_domain::{BoxFuture, ModelKey, TenantName};
 use tokio::sync::oneshot;
 
 use crate::{
-    LoadError, LoadedModel,
+    LoadError, LoadedModel, ModelStats,
     backend::{Program, tract},
     contain,
     model::Job,
@@ -58,6 +59,7 @@ pub struct InferencePlane {
     compute: Arc<Pool<Job>>,
     loaders: Pool<Load>,
     inspectors: Pool<Load>,
+    stats: DashMap<ModelKey, Arc<ModelStats>>,
 }
 
 type Source = Box<dyn FnOnce() -> Result<Bytes, String> + Send>;
@@ -67,6 +69,7 @@ struct Load {
     place: Option<Place>,
     source: Source,
     compute: Arc<Pool<Job>>,
+    stats: Arc<ModelStats>,
     reply: oneshot::Sender<Loaded>,
 }
 
@@ -91,7 +94,8 @@ impl InferencePlane {
         let compute = Pool::start("sandpiper-infer", config.threads, capacity, share, Job::work)?;
         let registry = Arc::new(Registry::new(config.models_bytes_max));
         let compute = Arc::new(compute);
-        Ok(Arc::new(InferencePlane { registry, compute, loaders, inspectors }))
+        let stats = DashMap::new();
+        Ok(Arc::new(InferencePlane { registry, compute, loaders, inspectors, stats }))
     }
 
     /// The model of this key, from memory or else from `bytes`, which is called on a loader thread and only when
@@ -112,13 +116,14 @@ impl InferencePlane {
     pub async fn inspect(&self, bytes: Bytes) -> Result<Arc<LoadedModel>, LoadError> {
         let (reply, outcome) = oneshot::channel();
         let (source, compute) = (Box::new(|| Ok(bytes)), self.compute.clone());
-        let load = Load { place: None, source, compute, reply };
+        let load = Load { place: None, source, compute, stats: Arc::default(), reply };
         self.inspectors.push(load).map_err(|_| LoadError::Saturated)?;
         outcome.await.unwrap_or(Err(LoadError::Panicked))
     }
 
     /// Makes an inspected model the one of `key`, so that its first use need not load it again.
     pub fn register(&self, key: ModelKey, model: Arc<LoadedModel>) {
+        self.stats.insert(key.clone(), model.stats().clone());
         self.registry.add(key, model);
     }
 
@@ -132,9 +137,18 @@ impl InferencePlane {
         self.registry.remove(key);
     }
 
-    /// Forgets every model whose key `keep` refuses.
+    /// Forgets every model whose key `keep` refuses, and its statistics.
     pub fn retain(&self, keep: impl Fn(&ModelKey) -> bool) {
-        self.registry.retain(keep);
+        self.registry.retain(&keep);
+        self.stats.retain(|key, _| keep(key));
+    }
+
+    /// The statistics of a model version since this node started, whether it is in memory or not.
+    pub fn stats(&self, key: &ModelKey) -> Arc<ModelStats> {
+        if let Some(stats) = self.stats.get(key) {
+            return stats.clone();
+        }
+        self.stats.entry(key.clone()).or_default().clone()
     }
 
     /// Calls that wait for a compute thread.
@@ -158,7 +172,8 @@ impl InferencePlane {
         let (reply, outcome) = oneshot::channel();
         let id = next_id();
         let place = Place { key: key.clone(), id, registry: Arc::downgrade(&self.registry) };
-        let load = Load { place: Some(place), source, compute: self.compute.clone(), reply };
+        let (compute, stats) = (self.compute.clone(), self.stats(key));
+        let load = Load { place: Some(place), source, compute, stats, reply };
         let outcome = async move { outcome.await.unwrap_or(Err(LoadError::Panicked)) };
         let outcome = outcome.boxed().shared();
         pending.insert(key.clone(), Pending { id, outcome: outcome.clone() });
@@ -190,12 +205,12 @@ impl Owned for Load {
 
 impl Load {
     fn work(self) {
-        let Load { place, source, compute, reply } = self;
+        let Load { place, source, compute, stats, reply } = self;
         if place.is_none() && reply.is_closed() {
             return;
         }
         // A panic of `source` is our own fault: the hook prints it, and the callers are told all the same.
-        let outcome = catch_unwind(AssertUnwindSafe(|| prepare(source, compute)))
+        let outcome = catch_unwind(AssertUnwindSafe(|| prepare(source, compute, stats)))
             .unwrap_or(Err(LoadError::Panicked));
         if let (Some(place), Ok(model)) = (&place, &outcome) {
             place.keep(model);
@@ -205,10 +220,10 @@ impl Load {
     }
 }
 
-fn prepare(source: Source, compute: Arc<Pool<Job>>) -> Loaded {
+fn prepare(source: Source, compute: Arc<Pool<Job>>, stats: Arc<ModelStats>) -> Loaded {
     let bytes = source().map_err(LoadError::Bytes)?;
     let program: Arc<dyn Program> = tract::load(&bytes)?;
-    Ok(Arc::new(LoadedModel::new(program, compute, bytes.len() as u64)))
+    Ok(Arc::new(LoadedModel::new(program, compute, bytes.len() as u64, stats)))
 }
 
 impl Place {

@@ -70,10 +70,10 @@ impl Registry {
         let mut others = Vec::new();
         let mut bytes = 0u64;
         for entry in &self.models {
-            bytes = bytes.saturating_add(entry.model.size());
+            bytes = bytes.saturating_add(entry.model.profile().memory_bytes);
             if *entry.key() != key {
                 let used = entry.used.load(Relaxed);
-                others.push((used, entry.model.size(), entry.key().clone()));
+                others.push((used, entry.model.profile().memory_bytes, entry.key().clone()));
             }
         }
         if bytes <= self.bytes_max {

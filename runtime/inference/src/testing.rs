@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 use sandpiper_domain::{
-    DataType, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey, NamedTensor,
-    Tensor,
+    Band, DataType, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
+    NamedTensor, Share, Tensor,
 };
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
@@ -170,7 +170,9 @@ pub(crate) fn request(inputs: Vec<NamedTensor>) -> InferenceRequest {
 }
 
 pub(crate) fn request_of(tenant: &str, inputs: Vec<NamedTensor>) -> InferenceRequest {
-    InferenceRequest { tenant: tenant.parse().unwrap(), deadline: None, inputs }
+    let share = Share { weight: 1, band: Band::Normal };
+    let tenant = tenant.parse().unwrap();
+    InferenceRequest { tenant, share, deadline: None, inputs, batch_with_others: true }
 }
 
 /// Loads a model on a plane of one thread.

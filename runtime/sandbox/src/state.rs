@@ -70,6 +70,7 @@ impl State {
             limiter: &mut self.limiter,
             usage: &mut self.usage,
             scope: &self.grant.models,
+            share: self.grant.tenant.share(),
             models: &self.models,
             deadline: self.deadline,
         }

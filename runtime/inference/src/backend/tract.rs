@@ -14,7 +14,7 @@ mod load;
 mod plan;
 mod shapes;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 use tract_onnx::prelude::{TVec, Tensor as TractTensor};
@@ -31,6 +31,8 @@ use crate::{
 
 struct TractProgram {
     contract: Contract,
+    operators: BTreeMap<String, u32>,
+    parameters: u64,
     plans: Plans,
 }
 
@@ -43,6 +45,14 @@ enum Plans {
 impl Program for TractProgram {
     fn contract(&self) -> &Contract {
         &self.contract
+    }
+
+    fn operators(&self) -> &BTreeMap<String, u32> {
+        &self.operators
+    }
+
+    fn parameters(&self) -> u64 {
+        self.parameters
     }
 
     fn run(

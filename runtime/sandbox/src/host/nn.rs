@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use sandpiper_domain::{
     DataType, InferenceError, InferenceRequest, Model, ModelScope, ModelSource, NamedTensor,
-    RANK_MAX, Tensor, TensorError, Usage,
+    RANK_MAX, Share, Tensor, TensorError, Usage,
 };
 use wasmtime::{
     Result,
@@ -86,7 +86,10 @@ impl From<InferenceError> for HostError {
             InferenceError::TooLarge(_) => ErrorCode::TooLarge,
             InferenceError::Timeout => ErrorCode::Timeout,
             // The interface has no code of its own for a full queue; guests that retry look for this one.
-            InferenceError::Saturated => ErrorCode::Timeout,
+            InferenceError::Saturated
+            | InferenceError::TenantSaturated
+            | InferenceError::Unmeetable { .. }
+            | InferenceError::Unavailable(_) => ErrorCode::Timeout,
             InferenceError::Runtime(_) => ErrorCode::RuntimeError,
         };
         HostError { code, text: error.to_string() }
@@ -99,6 +102,7 @@ pub(crate) struct NnView<'a> {
     pub(crate) limiter: &'a mut Limiter,
     pub(crate) usage: &'a mut Usage,
     pub(crate) scope: &'a Arc<ModelScope>,
+    pub(crate) share: Share,
     pub(crate) models: &'a Arc<dyn ModelSource>,
     pub(crate) deadline: Instant,
 }
@@ -280,8 +284,10 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
         };
         let request = InferenceRequest {
             tenant: self.scope.tenant.clone(),
+            share: self.share,
             deadline: Some(self.deadline),
             inputs,
+            batch_with_others: true,
         };
         match model.infer(request).await {
             Ok(output) => {

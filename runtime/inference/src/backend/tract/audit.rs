@@ -1,7 +1,7 @@
 //! Reads an ONNX protobuf before tract does: refuses what tract would answer with a panic or with a vague error,
 //! and rewrites the few things that tract reads wrongly.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sandpiper_domain::DataType;
 use tract_onnx::pb::{
@@ -40,6 +40,10 @@ pub(super) struct Slot {
 pub(super) struct Declared {
     pub(super) inputs: Vec<Slot>,
     pub(super) outputs: Vec<Slot>,
+    /// How often each operator is there, in the graphs inside others too.
+    pub(super) operators: BTreeMap<String, u32>,
+    /// Elements of all weights.
+    pub(super) parameters: u64,
 }
 
 /// Checks and rewrites `model`; `known` says which operators tract has.
@@ -52,15 +56,51 @@ pub(super) fn audit(
     if opset_missing {
         return Err(malformed("it names no operator set (`opset_import`)"));
     }
-    let mut missing = Missing::default();
-    visit(graph, known, &mut missing)?;
+    let mut census = Census::default();
+    visit(graph, known, &mut census)?;
+    let Census { missing, operators, parameters } = census;
     if !missing.operators.is_empty() {
         return Err(LoadError::UnsupportedOperator { operators: missing.operators });
     }
     name_dimensions(graph);
-    let declared = declare(graph)?;
+    let (inputs, outputs) = declare(graph)?;
     name_nodes(graph);
-    Ok(declared)
+    Ok(Declared { inputs, outputs, operators, parameters })
+}
+
+/// What a graph is made of.
+#[derive(Default)]
+struct Census {
+    missing: Missing,
+    operators: BTreeMap<String, u32>,
+    parameters: u64,
+}
+
+impl Census {
+    /// Names that one hostile graph may have counted.
+    const OPERATORS_MAX: usize = 512;
+
+    fn count(&mut self, node: &NodeProto) {
+        let operator = named(node);
+        if self.operators.len() < Self::OPERATORS_MAX || self.operators.contains_key(&operator) {
+            *self.operators.entry(operator).or_default() += 1;
+        }
+    }
+
+    fn weigh(&mut self, tensor: &TensorProto) {
+        let sizes = tensor.dims.iter().map(|size| u64::try_from(*size).unwrap_or(0));
+        let elements = sizes.fold(1, u64::saturating_mul);
+        self.parameters = self.parameters.saturating_add(elements);
+    }
+}
+
+/// The operator as errors and listings show it: with its domain, unless that is ONNX's own.
+fn named(node: &NodeProto) -> String {
+    let operator = shown(&node.op_type);
+    match node.domain.as_str() {
+        "" | "ai.onnx" => operator,
+        domain => format!("{operator} ({})", shown(domain)),
+    }
 }
 
 #[derive(Default)]
@@ -74,11 +114,7 @@ impl Missing {
     const MAX: usize = 64;
 
     fn add(&mut self, node: &NodeProto) {
-        let operator = shown(&node.op_type);
-        let operator = match node.domain.as_str() {
-            "" | "ai.onnx" => operator,
-            domain => format!("{operator} ({})", shown(domain)),
-        };
+        let operator = named(node);
         if self.operators.len() < Self::MAX && self.seen.insert(operator.clone()) {
             self.operators.push(operator);
         }
@@ -89,7 +125,7 @@ impl Missing {
 fn visit(
     graph: &mut GraphProto,
     known: &dyn Fn(&str) -> bool,
-    missing: &mut Missing,
+    census: &mut Census,
 ) -> Result<(), LoadError> {
     // What other tools inferred about inner values is often stale, and never needed.
     graph.value_info = Vec::new();
@@ -99,20 +135,22 @@ fn visit(
         ));
     }
     for tensor in &mut graph.initializer {
+        census.weigh(tensor);
         check_tensor(tensor)?;
     }
     for input in &mut graph.input {
         forget_hostile_dimensions(input);
     }
     for node in &mut graph.node {
+        census.count(node);
         if !known(&node.op_type) {
-            missing.add(node);
+            census.missing.add(node);
         }
         give_default_constant(node);
         for attribute in &mut node.attribute {
             attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(check_tensor)?;
             for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
-                visit(inner, known, missing)?;
+                visit(inner, known, census)?;
             }
         }
     }
@@ -273,7 +311,7 @@ fn name_nodes(graph: &mut GraphProto) {
     }
 }
 
-fn declare(graph: &mut GraphProto) -> Result<Declared, LoadError> {
+fn declare(graph: &mut GraphProto) -> Result<(Vec<Slot>, Vec<Slot>), LoadError> {
     let weights: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
     let mut defined = weights.clone();
     let mut inputs = Vec::new();
@@ -305,7 +343,7 @@ fn declare(graph: &mut GraphProto) -> Result<Declared, LoadError> {
     if outputs.is_empty() {
         return Err(malformed("it has no outputs"));
     }
-    Ok(Declared { inputs, outputs })
+    Ok((inputs, outputs))
 }
 
 fn slot(noun: &str, info: &ValueInfoProto) -> Result<Slot, LoadError> {

@@ -154,7 +154,8 @@ fn with_one_plan(declared: Declared, plan: Plan) -> Result<TractProgram, LoadErr
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
     let contract = contract(&declared, outputs, ties(&declared))?;
-    Ok(TractProgram { contract, plans: Plans::One(Arc::new(plan)) })
+    let Declared { operators, parameters, .. } = declared;
+    Ok(TractProgram { contract, operators, parameters, plans: Plans::One(Arc::new(plan)) })
 }
 
 /// Checks the graph on samples, and takes from them what the declaration leaves open about the outputs.
@@ -200,7 +201,8 @@ fn with_plans_by_shape(
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
     let contract = contract(&declared, outputs, Vec::new())?;
-    Ok(TractProgram { contract, plans: Plans::ByShape(Box::new(plans)) })
+    let Declared { operators, parameters, .. } = declared;
+    Ok(TractProgram { contract, operators, parameters, plans: Plans::ByShape(Box::new(plans)) })
 }
 
 /// The declared shape where the sample agrees with it; -1 for every size that it does not settle.
