@@ -54,7 +54,11 @@ class Node:
         self.url = self._listening()
         self.address = self.url.removeprefix("http://")
         self.key = self.new_tenant("acme", "dedicated")
-        self.headers = {"Authorization": f"Bearer {self.key}"}
+
+    @property
+    def headers(self):
+        """The headers of a call, made anew each time: tritonclient writes into what it is given."""
+        return {"Authorization": f"Bearer {self.key}"}
 
     def _listening(self):
         said = b""

@@ -320,17 +320,21 @@ def check_index_load_and_unload(node):
 
 def check_a_granted_model_by_its_owners_name(node):
     node.models
-    beta = {"Authorization": f"Bearer {node.new_tenant('beta', 'standard')}"}
+    key = node.new_tenant("beta", "standard")
+
+    def beta():
+        return {"Authorization": f"Bearer {key}"}
+
     inputs = tensors({"X": "FP32"}, {"X": IRIS}, binary=True)
     one = client(node)
-    refused(404, one.infer, "acme/iris", inputs, headers=beta)
+    refused(404, one.infer, "acme/iris", inputs, headers=beta())
     node.call("PUT", "/api/v1/models/iris/grants", {"tenants": ["beta"]})
-    answer = one.infer("acme/iris", inputs, headers=beta)
+    answer = one.infer("acme/iris", inputs, headers=beta())
     assert answer.get_response()["model_name"] == "acme/iris"
     same({"probabilities": answer.as_numpy("probabilities")}, "iris", {"X": IRIS})
-    assert one.get_model_metadata("acme/iris", headers=beta)["name"] == "acme/iris"
-    refused(404, one.infer, "iris", inputs, headers=beta)
-    refused(403, one.unload_model, "acme/iris", headers=beta)
+    assert one.get_model_metadata("acme/iris", headers=beta())["name"] == "acme/iris"
+    refused(404, one.infer, "iris", inputs, headers=beta())
+    refused(403, one.unload_model, "acme/iris", headers=beta())
 
 
 def check_settings_of_traces_and_logs(node):
