@@ -1,10 +1,10 @@
 //! What the plane asks of an engine that runs graphs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 
-use crate::contract::Contract;
+use crate::{contract::Contract, footprint::Footprint};
 
 pub(crate) mod tract;
 
@@ -18,6 +18,9 @@ pub(crate) trait Program: Send + Sync {
 
     /// Elements of all weights together.
     fn parameters(&self) -> u64;
+
+    /// The memory it holds; it may grow with the shapes that come.
+    fn footprint(&self) -> &Arc<Footprint>;
 
     /// Runs the graph on inputs that [`Contract::order`] has put in order, on this thread. Panics of the engine
     /// are contained. `stop` is asked between the steps of the graph; once it says yes the run ends in

@@ -2,13 +2,14 @@
 
 use std::{
     fmt,
+    future::ready,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use sandpiper_domain::{
-    BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelSignature,
-    TenantName, Tensor,
+    BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelOptions,
+    ModelSignature, TenantName, Tensor,
 };
 use tokio::sync::oneshot;
 
@@ -16,6 +17,7 @@ use crate::{
     Batching, ModelProfile, ModelStats,
     backend::Program,
     pool::{Owned, Pool, Ticket},
+    response_cache::{Lookup, ModelCache},
 };
 
 type Answer = Result<InferenceOutput, InferenceError>;
@@ -75,6 +77,8 @@ pub struct LoadedModel {
     pool: Arc<Pool<Job>>,
     profile: Arc<ModelProfile>,
     stats: Arc<ModelStats>,
+    options: ModelOptions,
+    responses: Option<ModelCache>,
 }
 
 impl LoadedModel {
@@ -88,7 +92,27 @@ impl LoadedModel {
         let batching = Batching { sizes: vec![1], ..Batching::default() };
         let (operators, parameters) = (program.operators().clone(), program.parameters());
         let profile = Arc::new(ModelProfile { operators, parameters, memory_bytes, batching });
-        LoadedModel { program, pool, profile, stats }
+        let options = ModelOptions::default();
+        LoadedModel { program, pool, profile, stats, options, responses: None }
+    }
+
+    pub(crate) fn with_options(self, options: ModelOptions, responses: Option<ModelCache>) -> Self {
+        LoadedModel { options, responses, ..self }
+    }
+
+    /// How it is to be run and kept.
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
+    }
+
+    /// What it holds in memory now, in bytes: as in its profile, and what plans for further shapes have added.
+    pub fn memory_bytes(&self) -> u64 {
+        self.program.footprint().bytes()
+    }
+
+    /// Whether anybody but the registry has it: calls that wait or run.
+    pub(crate) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.program) > 1
     }
 
     /// What is in it, and what it costs.
@@ -114,6 +138,20 @@ impl Model for LoadedModel {
     }
 
     fn infer(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
+        let lookup = self.responses.as_ref().map(|responses| responses.look_up(&request));
+        match lookup {
+            Some(Lookup::Hit(output)) => Box::pin(ready(Ok(output))),
+            Some(Lookup::Miss(place)) => {
+                let answer = self.compute(request);
+                Box::pin(async move { answer.await.inspect(|output| place.keep(output)) })
+            }
+            Some(Lookup::Pass) | None => self.compute(request),
+        }
+    }
+}
+
+impl LoadedModel {
+    fn compute(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
         let (program, pool) = (self.program.clone(), self.pool.clone());
         let stats = self.stats.clone();
         Box::pin(async move {

@@ -3,4 +3,5 @@
 mod hostile;
 mod models;
 mod plane;
+mod registry;
 mod sizes;

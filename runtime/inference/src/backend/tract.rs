@@ -27,12 +27,14 @@ use super::Program;
 use crate::{
     contain::{Panicked, contained},
     contract::Contract,
+    footprint::Footprint,
 };
 
 struct TractProgram {
     contract: Contract,
     operators: BTreeMap<String, u32>,
     parameters: u64,
+    footprint: Arc<Footprint>,
     plans: Plans,
 }
 
@@ -53,6 +55,10 @@ impl Program for TractProgram {
 
     fn parameters(&self) -> u64 {
         self.parameters
+    }
+
+    fn footprint(&self) -> &Arc<Footprint> {
+        &self.footprint
     }
 
     fn run(

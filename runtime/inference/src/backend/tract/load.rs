@@ -23,7 +23,7 @@ use crate::{
     LoadError,
     alloc::WORK_BYTES_MAX,
     backend::Program,
-    contain::{Panicked, contained, contained_within},
+    contain::{Panicked, contained, measured_within},
     contract::{Contract, Tie, shown},
 };
 
@@ -38,7 +38,11 @@ const RANK_UNKNOWN: [i64; 1] = [-1];
 
 /// Parses, checks and optimises. Run it on a thread with a deep stack: tract recurses.
 pub(crate) fn load(bytes: &[u8]) -> Result<Arc<dyn Program>, LoadError> {
-    contained_within(room(bytes.len()), || parse(bytes)).unwrap_or(Err(LoadError::Panicked))
+    let (program, held) =
+        measured_within(room(bytes.len()), || parse(bytes)).map_err(|_| LoadError::Panicked)?;
+    let program = program?;
+    program.footprint().add(held);
+    Ok(program)
 }
 
 /// The memory that making a plan may take: the weights are held several times on the way.
@@ -155,7 +159,8 @@ fn with_one_plan(declared: Declared, plan: Plan) -> Result<TractProgram, LoadErr
     }
     let contract = contract(&declared, outputs, ties(&declared))?;
     let Declared { operators, parameters, .. } = declared;
-    Ok(TractProgram { contract, operators, parameters, plans: Plans::One(Arc::new(plan)) })
+    let (footprint, plans) = (Arc::default(), Plans::One(Arc::new(plan)));
+    Ok(TractProgram { contract, operators, parameters, footprint, plans })
 }
 
 /// Checks the graph on samples, and takes from them what the declaration leaves open about the outputs.
@@ -202,7 +207,8 @@ fn with_plans_by_shape(
     }
     let contract = contract(&declared, outputs, Vec::new())?;
     let Declared { operators, parameters, .. } = declared;
-    Ok(TractProgram { contract, operators, parameters, plans: Plans::ByShape(Box::new(plans)) })
+    let (footprint, plans) = (plans.footprint(), Plans::ByShape(Box::new(plans)));
+    Ok(TractProgram { contract, operators, parameters, footprint, plans })
 }
 
 /// The declared shape where the sample agrees with it; -1 for every size that it does not settle.

@@ -22,6 +22,7 @@ use tract_onnx::{
 };
 
 use super::{convert::is_symbolic, demand, guard};
+use crate::footprint::Charge;
 
 /// No value inside a graph may be larger than this: a small input can ask for a huge one.
 pub(super) const TENSOR_BYTES_MAX: u64 = 1 << 30;
@@ -38,6 +39,8 @@ pub(super) struct Plan {
     late: LateSizes,
     /// The types of the inputs, as optimised.
     inputs: Vec<DatumType>,
+    /// What it adds to the model's memory, where it was made for some shapes alone.
+    pub(super) charge: Option<Charge>,
 }
 
 /// Why a run gave no outputs. tract's own texts hold values of tensors and go no further.
@@ -69,7 +72,7 @@ impl Plan {
         let inputs = (0..model.input_outlets()?.len())
             .map(|index| Ok(model.input_fact(index)?.datum_type))
             .collect::<TractResult<_>>()?;
-        Ok(Plan { runnable: model.into_runnable()?, sizes, late, inputs })
+        Ok(Plan { runnable: model.into_runnable()?, sizes, late, inputs, charge: None })
     }
 
     /// What an output is known to be.
