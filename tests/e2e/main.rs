@@ -18,6 +18,7 @@ mod logs;
 mod models;
 mod names;
 mod persistence;
+mod registry;
 mod sharing;
 mod tensors;
 mod uploads;
