@@ -2,7 +2,7 @@
 
 use sandpiper_tests::{
     Answer, Server, Tenant, model, multipart,
-    onnx::{Dim, FLOAT, Onnx, product},
+    onnx::{Dim, FLOAT, INT64, Onnx, product},
     until,
 };
 use serde_json::{Value, json};
@@ -121,7 +121,6 @@ fn samples_come_with_a_model_and_must_fit_it() {
     server.still_runs();
 }
 
-/// A megabyte of work for each of these would do; a graph can ask for any amount with a few bytes.
 const SMALL_LIMITS: &str = "trial_cpu_s = 1\ntrial_memory_mib = 256";
 
 #[test]
@@ -173,13 +172,19 @@ fn a_graph_that_eats_memory_is_stopped_outside_the_server() {
 fn a_graph_that_brings_its_process_down_leaves_the_server_up() {
     let mut server = Server::start();
     let tenant = server.tenant("acme", "standard");
-    // The reader of dimensions recurses for each parenthesis.
-    let deep = 4 << 20;
-    let dim = format!("{}N{}", "(".repeat(deep), ")".repeat(deep));
-    let file = Onnx::default()
-        .node("Relu", &["x"], &["y"])
-        .input("x", FLOAT, &[Dim::Named(&dim)])
-        .output("y", FLOAT, &[Dim::Named("N")])
+    // The sizes of these values are fractions of fractions, which the engine takes apart by recursion.
+    let mut file = Onnx::default().node("Shape", &["x"], &["v0"]);
+    for step in 0..200 {
+        let (value, half, next) =
+            (format!("v{step}"), format!("h{step}"), format!("v{}", step + 1));
+        file = file.node("Div", &[&value, "two"], &[&half]).node("Add", &[&half, "one"], &[&next]);
+    }
+    let file = file
+        .node("Identity", &["v200"], &["y"])
+        .integers("one", &[1])
+        .integers("two", &[2])
+        .input("x", FLOAT, &[Dim::Named("N")])
+        .output("y", INT64, &[Dim::Fixed(1)])
         .build();
     tenant.put_model("deep", &file).refused(422, "model_crashed");
     server.still_runs();

@@ -38,7 +38,7 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 const WEIGHTS_HELD: u64 = 8;
 const BYTES_PER_CPU_SECOND: u64 = 4 << 20;
 /// The wall clock gets this many times the processor time: the machine has other work.
-const WALL_PER_CPU: u32 = 4;
+const WALL_PER_CPU: u64 = 10;
 
 /// How uploads are tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,20 +51,22 @@ pub struct Trial {
     pub memory_bytes: u64,
     /// Processor time that it may take, in seconds, beside one for each 4 MiB of the file.
     pub cpu_s: u64,
+    /// How many times as long it may take by the wall clock.
+    pub wall_per_cpu: u64,
 }
 
 impl Trial {
     /// With the usual limits: values inside a graph may take 1 GiB each, and half as much is left for the rest; half a
     /// minute is several times what optimising a small graph takes on a slow machine.
     pub fn new(program: PathBuf, arguments: Vec<OsString>) -> Self {
-        Trial { program, arguments, memory_bytes: 1536 << 20, cpu_s: 30 }
+        let (memory_bytes, cpu_s, wall_per_cpu) = (1536 << 20, 30, WALL_PER_CPU);
+        Trial { program, arguments, memory_bytes, cpu_s, wall_per_cpu }
     }
 
     fn limits(&self, file: u64) -> Limits {
-        Limits {
-            memory_bytes: self.memory_bytes.saturating_add(file.saturating_mul(WEIGHTS_HELD)),
-            cpu_s: self.cpu_s.saturating_add(file / BYTES_PER_CPU_SECOND),
-        }
+        let memory_bytes = self.memory_bytes.saturating_add(file.saturating_mul(WEIGHTS_HELD));
+        let cpu_s = self.cpu_s.saturating_add(file / BYTES_PER_CPU_SECOND);
+        Limits { memory_bytes, cpu_s, wall_s: cpu_s.saturating_mul(self.wall_per_cpu) }
     }
 }
 
@@ -72,15 +74,12 @@ impl Trial {
 struct Limits {
     memory_bytes: u64,
     cpu_s: u64,
+    wall_s: u64,
 }
 
 impl Limits {
     fn memory_mib(&self) -> u64 {
         self.memory_bytes >> 20
-    }
-
-    fn wall(&self) -> Duration {
-        Duration::from_secs(self.cpu_s).saturating_mul(WALL_PER_CPU)
     }
 }
 
@@ -119,7 +118,9 @@ impl Trial {
         let outcome = thread::scope(|scope| {
             let (over, is_over) = channel::<()>();
             scope.spawn(|| {
-                if is_over.recv_timeout(limits.wall()) == Err(RecvTimeoutError::Timeout) {
+                if is_over.recv_timeout(Duration::from_secs(limits.wall_s))
+                    == Err(RecvTimeoutError::Timeout)
+                {
                     is_late.store(true, Relaxed);
                     kill(&child);
                 }
@@ -195,7 +196,7 @@ fn ended(status: ExitStatus, is_late: bool, limits: Limits) -> LoadError {
     let cpu = LoadError::TrialCpu { limit_s: limits.cpu_s };
     let memory = LoadError::TrialMemory { limit_mib: limits.memory_mib() };
     match (status.code(), status.signal()) {
-        _ if is_late => LoadError::TrialWall { limit_s: limits.wall().as_secs() },
+        _ if is_late => LoadError::TrialWall { limit_s: limits.wall_s },
         (Some(MEMORY_EXIT), _) => memory,
         (_, Some(libc::SIGXCPU)) => cpu,
         // Nobody here has killed it, so the machine has: for want of memory.

@@ -6,7 +6,7 @@ use crate::testing::adder;
 
 fn outcome(script: &str, cpu_s: u64) -> Verdict {
     let arguments = ["-c".into(), script.into()].to_vec();
-    let trial = Trial { cpu_s, ..Trial::new("/bin/sh".into(), arguments) };
+    let trial = Trial { cpu_s, wall_per_cpu: 2, ..Trial::new("/bin/sh".into(), arguments) };
     trial.run(&ModelSpec::from(adder()))
 }
 
@@ -32,7 +32,7 @@ fn every_other_end_has_a_reason() {
 #[test]
 fn a_child_that_neither_answers_nor_ends_is_killed() {
     for script in ["exec sleep 1000", "exec sleep 1000 >/dev/null <&-", "exec yes >/dev/null"] {
-        assert_eq!(outcome(script, 1), Err(LoadError::TrialWall { limit_s: 4 }), "{script}");
+        assert_eq!(outcome(script, 1), Err(LoadError::TrialWall { limit_s: 2 }), "{script}");
     }
 }
 
@@ -50,6 +50,9 @@ fn a_program_that_is_not_there_is_the_nodes_own_fault() {
 #[test]
 fn limits_grow_with_the_file() {
     let trial = Trial::new("x".into(), Vec::new());
-    assert_eq!(trial.limits(0), Limits { memory_bytes: 1536 << 20, cpu_s: 30 });
-    assert_eq!(trial.limits(100 << 20), Limits { memory_bytes: 2336 << 20, cpu_s: 55 });
+    assert_eq!(trial.limits(0), Limits { memory_bytes: 1536 << 20, cpu_s: 30, wall_s: 300 });
+    assert_eq!(
+        trial.limits(100 << 20),
+        Limits { memory_bytes: 2336 << 20, cpu_s: 55, wall_s: 550 }
+    );
 }
