@@ -21,6 +21,7 @@ mod oip;
 mod oip_bad_input;
 mod oip_repository;
 mod persistence;
+mod registry;
 mod sharing;
 mod tensors;
 mod uploads;
