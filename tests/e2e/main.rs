@@ -18,6 +18,7 @@ mod logs;
 mod models;
 mod names;
 mod persistence;
+mod scheduler;
 mod sharing;
 mod tensors;
 mod uploads;

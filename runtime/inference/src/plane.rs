@@ -152,6 +152,11 @@ impl InferencePlane {
         self.registry.get(key)
     }
 
+    /// The same without counting as a use.
+    pub fn peek(&self, key: &ModelKey) -> Option<Arc<LoadedModel>> {
+        self.registry.peek(key)
+    }
+
     /// Forgets a model. Calls that hold it still end well; a load under way is not kept.
     pub fn unload(&self, key: &ModelKey) {
         self.registry.remove(key);

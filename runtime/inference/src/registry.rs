@@ -61,6 +61,11 @@ impl Registry {
         Some(entry.model.clone())
     }
 
+    /// The model of this key, without counting as a use of it.
+    pub(crate) fn peek(&self, key: &ModelKey) -> Option<Arc<LoadedModel>> {
+        Some(self.models.get(key)?.model.clone())
+    }
+
     /// Adds a model, and forgets those used longest ago until the rest is within the budget. The new one stays
     /// even where it is larger than the budget.
     pub(crate) fn add(&self, key: ModelKey, model: Arc<LoadedModel>) {

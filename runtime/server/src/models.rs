@@ -5,9 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sandpiper_control::Catalog;
 use sandpiper_domain::{
-    BoxFuture, Digest, InferenceError, Model, ModelKey, ModelScope, ModelSource,
+    BoxFuture, Digest, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
+    ModelScope, ModelSignature, ModelSource,
 };
-use sandpiper_inference::{InferencePlane, LoadError};
+use sandpiper_inference::{InferencePlane, LoadError, LoadedModel};
 
 /// Joins the catalog and the inference plane.
 pub(crate) struct CatalogModels {
@@ -22,17 +23,41 @@ impl ModelSource for CatalogModels {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Arc<dyn Model>, InferenceError>> {
         Box::pin(async move {
-            let (key, version) =
-                self.catalog.snapshot().resolve_model(scope, name, rand::random())?;
-            if let Some(model) = self.inference.loaded(&key) {
-                return Ok(model as Arc<dyn Model>);
-            }
-            let source = blob_of(self.catalog.clone(), version.digest);
-            match self.inference.load(&key, source).await {
-                Ok(model) => Ok(model as Arc<dyn Model>),
-                Err(error) => Err(refusal(&key, error)),
-            }
+            let (key, version, with_others) = {
+                let snapshot = self.catalog.snapshot();
+                let (key, version) = snapshot.resolve_model(scope, name, rand::random())?;
+                let with_others = snapshot.batches_with_others(&key, &scope.tenant);
+                (key, version, with_others)
+            };
+            let model = match self.inference.loaded(&key) {
+                Some(model) => model,
+                None => {
+                    let source = blob_of(self.catalog.clone(), version.digest);
+                    let loaded = self.inference.load(&key, source).await;
+                    loaded.map_err(|error| refusal(&key, error))?
+                }
+            };
+            Ok(match with_others {
+                true => model as Arc<dyn Model>,
+                false => Arc::new(Apart(model)),
+            })
         })
+    }
+}
+
+/// A model whose calls share no batch with those of other tenants.
+struct Apart(Arc<LoadedModel>);
+
+impl Model for Apart {
+    fn signature(&self) -> &ModelSignature {
+        self.0.signature()
+    }
+
+    fn infer(
+        &self,
+        request: InferenceRequest,
+    ) -> BoxFuture<'static, Result<InferenceOutput, InferenceError>> {
+        self.0.infer(InferenceRequest { batch_with_others: false, ..request })
     }
 }
 

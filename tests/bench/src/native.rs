@@ -21,7 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use sandpiper_domain::{
-    DataType, InferenceRequest, Model, ModelKey, NamedTensor, TenantName, Tensor,
+    Band, DataType, InferenceRequest, Model, ModelKey, NamedTensor, Share, TenantName, Tensor,
 };
 use sandpiper_inference::{Config, InferencePlane, LoadedModel};
 use tokio::net::TcpListener;
@@ -141,7 +141,9 @@ impl Runner {
         let request = InferenceRequest {
             tenant: self.tenant.clone(),
             deadline: Some(Instant::now() + WALL),
+            share: Share { weight: 4, band: Band::Normal },
             inputs: vec![NamedTensor { name: name.to_owned(), tensor }],
+            batch_with_others: true,
         };
         Ok(self.model.infer(request).await?.outputs)
     }

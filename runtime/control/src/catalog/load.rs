@@ -224,5 +224,6 @@ fn model(
         name,
         versions: Versions::restored(versions.collect(), aliases, record.next_version),
         grants: record.grants.into(),
+        batch_with_others: record.batch_with_others,
     }
 }

@@ -242,6 +242,13 @@ pub(super) struct ModelRecord {
     pub(super) next_version: u32,
     pub(super) aliases: AliasRecords,
     pub(super) grants: GrantsRecord,
+    /// Not in the records of old.
+    #[serde(default = "yes")]
+    pub(super) batch_with_others: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl From<&ModelEntry> for ModelRecord {
@@ -250,6 +257,7 @@ impl From<&ModelEntry> for ModelRecord {
             next_version: model.versions.next_number(),
             aliases: alias_records(&model.versions),
             grants: (&model.grants).into(),
+            batch_with_others: model.batch_with_others,
         }
     }
 }

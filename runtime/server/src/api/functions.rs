@@ -68,6 +68,15 @@ impl Resource for Function {
         })
     }
 
+    fn node_json(
+        &self,
+        _app: &App,
+        _tenant: &TenantName,
+        _version: &FunctionVersion,
+    ) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
     fn own_json(&self) -> Vec<(&'static str, Value)> {
         Vec::new()
     }

@@ -20,6 +20,7 @@ mod functions;
 mod keys;
 mod logs;
 mod models;
+mod profile;
 mod resource;
 mod tenants;
 mod upload;

@@ -26,6 +26,7 @@ use super::{
     auth::Caller,
     deployments,
     functions::take_upload,
+    profile,
     resource::{Resource, find, subject},
     upload,
     versions::{PutQuery, aliases_of, timestamp},
@@ -65,8 +66,21 @@ impl Resource for ModelEntry {
         })
     }
 
+    fn node_json(
+        &self,
+        app: &App,
+        tenant: &TenantName,
+        version: &ModelVersion,
+    ) -> Vec<(&'static str, Value)> {
+        let (tenant, model, version) = (tenant.clone(), self.name.clone(), version.version);
+        profile::of_loaded(app, &ModelKey { tenant, model, version })
+    }
+
     fn own_json(&self) -> Vec<(&'static str, Value)> {
-        vec![("grants", grants_json(&self.grants))]
+        vec![
+            ("grants", grants_json(&self.grants)),
+            ("batch_with_others", self.batch_with_others.into()),
+        ]
     }
 
     fn delete(
@@ -178,11 +192,13 @@ async fn upload_model(
     Ok((status, Json(model.version_json(&tenant.name, version))).into_response())
 }
 
-/// `{"tenants": ["beta"]}` or `{"tenants": "*"}`.
+/// `{"tenants": ["beta"]}` or `{"tenants": "*"}`, with `"batch_with_others": false` where calls of these tenants must not
+/// share a batch with anybody else's.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GrantBody {
     tenants: Grantees,
+    batch_with_others: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -199,7 +215,9 @@ pub(super) async fn grant(
     request: Request,
 ) -> Reply {
     let (tenant, model) = find::<ModelEntry>(&app, &caller, Scope::Models, &name)?;
-    let grants = match upload::json::<GrantBody>(request).await?.tenants {
+    let GrantBody { tenants, batch_with_others } = upload::json(request).await?;
+    let batch_with_others = batch_with_others.unwrap_or(true);
+    let grants = match tenants {
         Grantees::All(star) if star == "*" => ModelGrants::All,
         Grantees::All(_) => {
             return Err(Problem::bad_request("`tenants` is a list of names, or \"*\""));
@@ -213,8 +231,14 @@ pub(super) async fn grant(
                 .map_err(Problem::invalid_name)?,
         ),
     };
-    let body = json!({ "name": model.name, "tenants": grants_json(&grants) });
-    app.blocking(move |app| app.catalog.set_model_grants(&tenant.name, &model.name, grants))
-        .await??;
+    let body = json!({
+        "name": model.name,
+        "tenants": grants_json(&grants),
+        "batch_with_others": batch_with_others,
+    });
+    let work = move |app: &App| {
+        app.catalog.set_model_grants(&tenant.name, &model.name, grants, batch_with_others)
+    };
+    app.blocking(work).await??;
     Ok(Json(body).into_response())
 }
