@@ -249,7 +249,9 @@ fn a_batch_takes_tenants_in_turn() {
 fn every_limit_refuses_with_its_own_word() {
     let limits = Limits { node: 6, model: 4, tenant: 3, threads: 1 };
     let mut house = House::new(limits);
-    (0..3).for_each(|_| drop(house.push(0, normal(1), 0).unwrap()));
+    for _ in 0..3 {
+        house.push(0, normal(1), 0).unwrap();
+    }
     assert_eq!(house.push(0, normal(1), 0), Err(Refusal::Tenant));
     house.push(1, normal(1), 0).unwrap();
     assert_eq!(house.push(1, normal(1), 0), Err(Refusal::Full));
