@@ -27,8 +27,8 @@ fn show(tenant: &Tenant, name: &str) -> Value {
 fn a_model_shows_what_is_in_it_and_what_batches_take() {
     let server = Server::start();
     let tenant = server.tenant("acme", "standard");
-    tenant.put_model("iris", &model("iris")).expect(201);
-    let shown = show(&tenant, "iris");
+    tenant.put_model("digits", &model("digits")).expect(201);
+    let shown = show(&tenant, "digits");
     assert_eq!(shown["state"], "ready");
     assert!(shown["operators"].as_object().is_some_and(|operators| !operators.is_empty()));
     assert!(
@@ -48,7 +48,7 @@ fn a_model_shows_what_is_in_it_and_what_batches_take() {
     let batching = show(&tenant, "slow")["batching"].clone();
     assert_eq!(batching["sizes"], json!([1]));
     assert_eq!(batching["reason"], "axis 0 of an input has a fixed size");
-    let version = tenant.client.get("/api/v1/models/iris/versions/1").expect(200).json();
+    let version = tenant.client.get("/api/v1/models/digits/versions/1").expect(200).json();
     assert_eq!(version["batching"], shown["batching"]);
 }
 

@@ -65,6 +65,8 @@ pub(crate) enum Refusal {
     Tenant,
     /// The model or the node has as many as may be.
     Full,
+    /// Its deadline has passed.
+    Expired,
     /// It would end after its deadline.
     Late { retry_after: Duration },
 }

@@ -24,6 +24,9 @@ impl<J: Waiting> Queue<J> {
             return Some(Refusal::Full);
         }
         let left = ask.deadline?.saturating_duration_since(now);
+        if left.is_zero() {
+            return Some(Refusal::Expired);
+        }
         let behind_all = self.in_time(self.backlog_ns) + free + nanos(ask.floor_ns);
         if behind_all <= left {
             return None;
