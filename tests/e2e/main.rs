@@ -22,6 +22,7 @@ mod oip_bad_input;
 mod oip_repository;
 mod persistence;
 mod registry;
+mod scheduler;
 mod sharing;
 mod tensors;
 mod uploads;

@@ -211,6 +211,7 @@ fn refused(refusal: Refusal) -> InferenceError {
     match refusal {
         Refusal::Tenant => InferenceError::TenantSaturated,
         Refusal::Full => InferenceError::Saturated,
+        Refusal::Expired => InferenceError::Timeout,
         Refusal::Late { retry_after } => InferenceError::Unmeetable { retry_after },
     }
 }

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use dashmap::DashSet;
 use sandpiper_control::{Catalog, ModelVersion};
 use sandpiper_domain::{
-    BoxFuture, Digest, InferenceError, Model, ModelKey, ModelName, ModelOptions, ModelRef,
-    ModelScope, ModelSource, TenantName,
+    BoxFuture, Digest, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
+    ModelName, ModelOptions, ModelRef, ModelScope, ModelSignature, ModelSource, TenantName,
 };
 use sandpiper_inference::{InferencePlane, LoadError, LoadedModel, ModelSpec};
 
@@ -112,11 +112,34 @@ impl ModelSource for CatalogModels {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Arc<dyn Model>, InferenceError>> {
         Box::pin(async move {
-            let (key, version) =
-                self.catalog.snapshot().resolve_model(scope, name, rand::random())?;
-            let open = self.open_resolved(ResolvedModel { key, version }).await?;
-            Ok(open.model as Arc<dyn Model>)
+            let (key, version, with_others) = {
+                let snapshot = self.catalog.snapshot();
+                let (key, version) = snapshot.resolve_model(scope, name, rand::random())?;
+                let with_others = snapshot.batches_with_others(&key, &scope.tenant);
+                (key, version, with_others)
+            };
+            let model = self.open_resolved(ResolvedModel { key, version }).await?.model;
+            Ok(match with_others {
+                true => model as Arc<dyn Model>,
+                false => Arc::new(Apart(model)),
+            })
         })
+    }
+}
+
+/// A model whose calls share no batch with those of other tenants.
+struct Apart(Arc<LoadedModel>);
+
+impl Model for Apart {
+    fn signature(&self) -> &ModelSignature {
+        self.0.signature()
+    }
+
+    fn infer(
+        &self,
+        request: InferenceRequest,
+    ) -> BoxFuture<'static, Result<InferenceOutput, InferenceError>> {
+        self.0.infer(InferenceRequest { batch_with_others: false, ..request })
     }
 }
 

@@ -226,5 +226,6 @@ fn model(
         versions: Versions::restored(versions.collect(), aliases, record.next_version),
         grants: record.grants.into(),
         retention: record.retention.into(),
+        batch_with_others: record.batch_with_others,
     }
 }

@@ -82,12 +82,14 @@ impl Catalog {
         })
     }
 
-    /// Says who else may load a model. Whether those tenants exist is not checked: it would tell who does.
+    /// Says who else may load a model, and whether their calls may run in one batch with those of other tenants. Whether
+    /// those tenants exist is not checked: it would tell who does.
     pub fn set_model_grants(
         &self,
         tenant: &TenantName,
         name: &ModelName,
         grants: ModelGrants,
+        batch_with_others: bool,
     ) -> Result<(), CatalogError> {
         if matches!(&grants, ModelGrants::Tenants(tenants) if tenants.len() > GRANTS_MAX) {
             let limit = GRANTS_MAX as u64;
@@ -96,6 +98,7 @@ impl Catalog {
         self.mutate(|draft| {
             draft.edit_model(tenant, name, |model| {
                 model.grants = grants;
+                model.batch_with_others = batch_with_others;
                 Ok(())
             })
         })
@@ -246,8 +249,13 @@ fn ensure_model(
     }
     let first = retired.unwrap_or_default().models.next_version(name.as_str());
     let (versions, grants) = (Versions::starting_at(first), ModelGrants::None);
-    let retention = Retention::default();
-    let model = ModelEntry { name: name.clone(), versions, grants, retention };
+    let model = ModelEntry {
+        name: name.clone(),
+        versions,
+        grants,
+        batch_with_others: true,
+        retention: Retention::default(),
+    };
     owner.models.insert(name.clone(), Arc::new(model));
     Ok(())
 }

@@ -242,8 +242,15 @@ pub(super) struct ModelRecord {
     pub(super) next_version: u32,
     pub(super) aliases: AliasRecords,
     pub(super) grants: GrantsRecord,
+    /// Not in the records of old.
+    #[serde(default = "yes")]
+    pub(super) batch_with_others: bool,
     #[serde(default, skip_serializing_if = "RetentionRecord::is_tier")]
     pub(super) retention: RetentionRecord,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Absent in records of before there was a choice.
@@ -288,6 +295,7 @@ impl From<&ModelEntry> for ModelRecord {
             next_version: model.versions.next_number(),
             aliases: alias_records(&model.versions),
             grants: (&model.grants).into(),
+            batch_with_others: model.batch_with_others,
             retention: (&model.retention).into(),
         }
     }

@@ -130,6 +130,8 @@ pub struct ModelEntry {
     pub versions: Versions<ModelVersion>,
     /// Who else may load it.
     pub grants: ModelGrants,
+    /// Whether calls of those may run in one batch with calls of other tenants.
+    pub batch_with_others: bool,
     /// Which versions are kept.
     pub retention: Retention,
 }

@@ -21,6 +21,7 @@ mod keys;
 mod logs;
 mod model_upload;
 mod models;
+mod profile;
 mod resource;
 mod tenants;
 mod upload;

@@ -16,7 +16,7 @@ use sandpiper_control::{
     Target, Tenant, Versions,
 };
 use sandpiper_domain::{AliasName, Model, ModelKey, ModelName, ModelOptions, Scope, TenantName};
-use sandpiper_inference::{LoadError, ModelSpec};
+use sandpiper_inference::ModelSpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -27,6 +27,7 @@ use super::{
     deployments,
     functions::take_upload,
     model_upload::{self, ModelUpload, Wanted},
+    profile,
     resource::{Resource, find, subject},
     upload,
     versions::{aliases_of, timestamp},
@@ -67,30 +68,18 @@ impl Resource for ModelEntry {
         });
         let (tenant, model) = (tenant.clone(), self.name.clone());
         let key = ModelKey { tenant, model, version: version.version };
-        if let Some(loaded) = app.inference.peek(&key) {
-            let profile = loaded.profile();
-            json["state"] = "ready".into();
-            json["memory_bytes"] = loaded.memory_bytes().into();
-            json["operators"] = json!(profile.operators);
-            json["parameters"] = profile.parameters.into();
-            json["batching"] = json!(profile.batching);
-        } else if app.inference.is_loading(&key) {
-            json["state"] = "loading".into();
-        } else if let Some(error) = app.inference.failure(&key) {
-            json["state"] = "failed".into();
-            json["reason"] = match error {
-                LoadError::Bytes(_) => "the node could not read the model".into(),
-                error => error.to_string().into(),
-            };
-        } else {
-            json["state"] = "unloaded".into();
+        for (field, value) in profile::of_version(app, &key) {
+            json[field] = value;
         }
         json
     }
 
     fn own_json(&self) -> Vec<(&'static str, Value)> {
-        let retention = retention_json(&self.retention);
-        vec![("grants", grants_json(&self.grants)), ("retention", retention)]
+        vec![
+            ("grants", grants_json(&self.grants)),
+            ("batch_with_others", self.batch_with_others.into()),
+            ("retention", retention_json(&self.retention)),
+        ]
     }
 
     fn delete(
@@ -255,11 +244,13 @@ pub(super) async fn retain(
     Ok(Json(body).into_response())
 }
 
-/// `{"tenants": ["beta"]}` or `{"tenants": "*"}`.
+/// `{"tenants": ["beta"]}` or `{"tenants": "*"}`, with `"batch_with_others": false` where calls of these tenants must not
+/// share a batch with anybody else's.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GrantBody {
     tenants: Grantees,
+    batch_with_others: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -276,7 +267,9 @@ pub(super) async fn grant(
     request: Request,
 ) -> Reply {
     let (tenant, model) = find::<ModelEntry>(&app, &caller, Scope::Models, &name)?;
-    let grants = match upload::json::<GrantBody>(request).await?.tenants {
+    let GrantBody { tenants, batch_with_others } = upload::json(request).await?;
+    let batch_with_others = batch_with_others.unwrap_or(true);
+    let grants = match tenants {
         Grantees::All(star) if star == "*" => ModelGrants::All,
         Grantees::All(_) => {
             return Err(Problem::bad_request("`tenants` is a list of names, or \"*\""));
@@ -290,8 +283,14 @@ pub(super) async fn grant(
                 .map_err(Problem::invalid_name)?,
         ),
     };
-    let body = json!({ "name": model.name, "tenants": grants_json(&grants) });
-    app.blocking(move |app| app.catalog.set_model_grants(&tenant.name, &model.name, grants))
-        .await??;
+    let body = json!({
+        "name": model.name,
+        "tenants": grants_json(&grants),
+        "batch_with_others": batch_with_others,
+    });
+    let work = move |app: &App| {
+        app.catalog.set_model_grants(&tenant.name, &model.name, grants, batch_with_others)
+    };
+    app.blocking(work).await??;
     Ok(Json(body).into_response())
 }

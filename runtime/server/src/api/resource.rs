@@ -43,6 +43,7 @@ pub(super) trait Resource: Send + Sync + Sized + 'static {
     fn all(tenant: &Tenant) -> &HashMap<Self::Name, Arc<Self>>;
     fn name(&self) -> &Self::Name;
     fn versions(&self) -> &Versions<Self::Version>;
+    /// A version, and what the node knows of it beside what the catalog has.
     fn version_json(&self, app: &App, tenant: &TenantName, version: &Self::Version) -> Value;
     /// What the resource shows beside its version.
     fn own_json(&self) -> Vec<(&'static str, Value)>;

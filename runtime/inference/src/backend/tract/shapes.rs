@@ -48,6 +48,12 @@ impl PlansByShape {
         .clone()
     }
 
+    /// Keeps a plan that was made for these shapes.
+    pub(super) fn keep(&self, shapes: &[TVec<usize>], plan: Arc<Plan>) {
+        // Where another thread has made one already, that one stays.
+        let _ = self.slot(shapes).set(Some(plan));
+    }
+
     /// Makes a plan without keeping it.
     pub(super) fn build(&self, shapes: &[TVec<usize>]) -> TractResult<Plan> {
         Plan::for_shapes(&self.model, &self.declared, shapes)
