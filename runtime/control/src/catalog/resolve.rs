@@ -28,7 +28,8 @@ impl Snapshot {
         key.tenant == *tenant || model.is_some_and(|model| model.batch_with_others)
     }
 
-    fn find_model(
+    /// As [`Snapshot::resolve_model`], for a reference that has been read already.
+    pub fn find_model(
         &self,
         scope: &ModelScope,
         reference: ModelRef,
