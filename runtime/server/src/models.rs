@@ -112,16 +112,16 @@ impl ModelSource for CatalogModels {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Arc<dyn Model>, InferenceError>> {
         Box::pin(async move {
-            let (key, version, with_others) = {
+            let (resolved, with_others) = {
                 let snapshot = self.catalog.snapshot();
                 let (key, version) = snapshot.resolve_model(scope, name, rand::random())?;
                 let with_others = snapshot.batches_with_others(&key, &scope.tenant);
-                (key, version, with_others)
+                (ResolvedModel { key, version }, with_others)
             };
-            let model = self.open_resolved(ResolvedModel { key, version }).await?.model;
+            let open = self.open_resolved(resolved).await?;
             Ok(match with_others {
-                true => model as Arc<dyn Model>,
-                false => Arc::new(Apart(model)),
+                true => open.model as Arc<dyn Model>,
+                false => Arc::new(Apart(open.model)),
             })
         })
     }
