@@ -4,10 +4,13 @@
 
 mod alloc;
 mod backend;
+mod batch;
 mod contain;
 mod contract;
+mod cost;
 mod error;
 mod footprint;
+mod health;
 mod loader;
 mod model;
 mod plane;
@@ -15,6 +18,7 @@ mod pool;
 mod profile;
 mod registry;
 mod response_cache;
+mod scheduler;
 mod spec;
 mod stats;
 mod trial;

@@ -10,11 +10,10 @@ use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 
 use crate::{
     LoadError, LoadedModel, ModelSpec, ModelStats, Trial, alloc,
-    backend::{Program, tract},
-    model::Job,
-    pool::Pool,
+    backend::{Failed, Program, tract},
     registry::{Loaded, Registry},
     response_cache::ResponseCache,
+    scheduler::Scheduler,
 };
 
 /// Warming up ends here, between two steps of the graph; the model is ready all the same.
@@ -26,7 +25,7 @@ const MADE_UP_BYTES_MAX: usize = 64 << 20;
 
 /// What a load needs beside its source.
 pub(crate) struct Loader {
-    pub(crate) compute: Arc<Pool<Job>>,
+    pub(crate) compute: Arc<Scheduler>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) responses: Arc<ResponseCache>,
     pub(crate) trial: Option<Trial>,
@@ -52,7 +51,7 @@ impl Loader {
         let ModelSpec { bytes, digest, options, samples } = spec;
         let needed = (bytes.len() as u64).saturating_mul(WEIGHTS_HELD);
         let reservation = self.registry.wait_for_room(needed)?;
-        let program = tract::load(&bytes);
+        let program = tract::load(&bytes, &options, &samples);
         drop(bytes);
         // What was needed on the way is several times what is left.
         alloc::give_back_pages();
@@ -62,8 +61,9 @@ impl Loader {
         warm_up(&*program, &samples)?;
         let responses = options.cache.then(|| self.responses.of_model(digest, stats.clone()));
         let memory_bytes = program.footprint().bytes();
-        let model = LoadedModel::new(program, self.compute.clone(), memory_bytes, stats)
-            .with_options(options, responses);
+        let compute = self.compute.clone();
+        let model = LoadedModel::new(program, compute, memory_bytes, &options, stats)
+            .with_responses(responses);
         self.registry.fits_beside_pinned(&model, |_| is_upload)?;
         Ok(Arc::new(model))
     }
@@ -84,8 +84,8 @@ pub(crate) fn warm_up(
             continue;
         }
         match program.run(inputs, &stop) {
-            Ok(_) | Err(InferenceError::Timeout) => {}
-            Err(error) => return Err(refused(error)),
+            Ok(_) | Err(Failed { error: InferenceError::Timeout, .. }) => {}
+            Err(failed) => return Err(refused(failed.error)),
         }
     }
     if samples.is_empty()

@@ -16,10 +16,10 @@ use crate::{
     LoadError, LoadedModel, ModelSpec, ModelStats, Trial, contain,
     footprint::Ledger,
     loader::Loader,
-    model::Job,
     pool::{Owned, Pool},
     registry::{Loaded, Pending, Registry},
     response_cache::ResponseCache,
+    scheduler::Scheduler,
 };
 
 /// Loads that may wait for a loader thread.
@@ -92,9 +92,7 @@ impl InferencePlane {
         let loaders = LOADERS_MAX.min(config.threads);
         let loaders = start("sandpiper-load", loaders, LOADS_WAITING_MAX)?;
         let inspectors = start("sandpiper-inspect", INSPECTORS, INSPECTIONS_WAITING_MAX)?;
-        let capacity = config.queue_capacity;
-        let share = capacity / SHARE;
-        let compute = Pool::start("sandpiper-infer", config.threads, capacity, share, Job::work)?;
+        let compute = Scheduler::start(config.threads, config.queue_capacity)?;
         let (ledger, grew) = Ledger::new();
         let registry = Arc::new(Registry::new(config.models_bytes_max, ledger));
         let watched = Arc::downgrade(&registry);
@@ -137,6 +135,7 @@ impl InferencePlane {
 
     /// Makes an inspected model the one of `key`, so that its first use need not load it again.
     pub fn register(&self, key: ModelKey, model: Arc<LoadedModel>) -> Result<(), LoadError> {
+        model.belongs_to(&key.tenant);
         self.stats.insert(key.clone(), model.stats().clone());
         self.registry().add(key, model).map(drop)
     }
@@ -281,6 +280,7 @@ impl Load {
             }
             let model = loader.prepare(spec, stats, place.is_none())?;
             if let Some(place) = &place {
+                model.belongs_to(&place.key.tenant);
                 place.keep(&model)?;
             }
             Ok(model)

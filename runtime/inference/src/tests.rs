@@ -4,4 +4,5 @@ mod hostile;
 mod models;
 mod plane;
 mod registry;
+mod scheduler;
 mod sizes;

@@ -50,10 +50,11 @@ fn work() -> io::Result<()> {
     stdin.read_exact(&mut model)?;
     let samples = samples(&order, &mut stdin)?;
     contain::install_hook();
+    let options = order.options;
     let memory = usize::try_from(order.limits.memory_bytes).unwrap_or(usize::MAX);
     let tried = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
         alloc::within_or_exit(memory, MEMORY_EXIT, || {
-            let program = tract::load(&model)?;
+            let program = tract::load(&model, &options, &samples)?;
             warm_up(&*program, &samples)
         })
     })?;

@@ -70,6 +70,10 @@ impl Resource for ModelEntry {
         if let Some(loaded) = app.inference.peek(&key) {
             let profile = loaded.profile();
             json["state"] = "ready".into();
+            if let Some(reason) = loaded.quarantine() {
+                json["state"] = "failed".into();
+                json["reason"] = reason.into();
+            }
             json["memory_bytes"] = loaded.memory_bytes().into();
             json["operators"] = json!(profile.operators);
             json["parameters"] = profile.parameters.into();
@@ -201,6 +205,9 @@ async fn upload_model(
     });
     let outcome = outcome.await??;
     let version = outcome.version();
+    if activate {
+        app.models.restore(&tenant.name, &name);
+    }
     let key =
         ModelKey { tenant: tenant.name.clone(), model: name.clone(), version: version.version };
     let status = match &outcome {
