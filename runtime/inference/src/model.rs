@@ -82,7 +82,7 @@ impl LoadedModel {
         LoadedModel { core, scheduler, profile, options, responses }
     }
 
-    /// How it is to be run and kept.
+    /// How it is run and kept.
     pub fn options(&self) -> &ModelOptions {
         &self.options
     }
@@ -92,7 +92,7 @@ impl LoadedModel {
         self.core.program.footprint().bytes()
     }
 
-    /// Whether anybody but the registry has it: calls that wait or run.
+    /// Whether calls of it wait or run.
     pub(crate) fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.core) > 1
     }

@@ -141,6 +141,18 @@ async fn samples_are_run_and_must_fit() {
 }
 
 #[tokio::test]
+async fn the_probe_for_batches_runs_on_samples() {
+    let plane = start(u64::MAX);
+    let sample = vec![f32s("x", &[2, 3], &[1., 2., 3., 4., 5., 6.])];
+    let with = ModelSpec { samples: vec![sample], ..adder().into() };
+    let model = plane.inspect(with).await.unwrap();
+    let sizes = &model.profile().batching.curve;
+    assert!(sizes.iter().any(|cost| cost.size == 1), "{:?}", model.profile().batching);
+    let output = model.infer(request(vec![f32s("x", &[1, 3], &[1., 2., 3.])])).await.unwrap();
+    assert_eq!(output.outputs, [f32s("y", &[1, 3], &[11., 22., 33.])]);
+}
+
+#[tokio::test]
 async fn answers_are_kept_for_the_tenant_that_asked() {
     let plane = start(u64::MAX);
     let cached = ModelOptions { cache: true, ..ModelOptions::default() };
