@@ -196,6 +196,11 @@ impl Trial<'_> {
             _ => None,
         };
         measured.batching.sizes = chosen.iter().map(|way| way.rows as u32).collect();
+        if let (Plans::ByShape(plans), true) = (&self.program.plans, self.has_one_shape()) {
+            for way in &chosen {
+                plans.keep(&with_rows(self.shapes.clone(), way.rows), way.plan.clone());
+            }
+        }
         let special = chosen.into_iter().filter(|way| way.is_special);
         measured.plans = special.map(|way| (way.rows, way.plan)).collect();
         measured
@@ -259,11 +264,8 @@ impl Trial<'_> {
 
     /// A plan for this number of rows, where it is small and soon made.
     fn special(&self, rows: usize) -> Option<Arc<Plan>> {
-        let is_free = |dim: &Dim| !matches!(dim, Dim::Fixed(_));
-        let mut rest =
-            self.declared.inputs.iter().flat_map(|slot| slot.dims.iter().flatten().skip(1));
         let bytes = self.program.parameters.saturating_mul(4 * SIZES.len() as u64);
-        if rest.any(is_free) || bytes > SPECIAL_BYTES_MAX || self.begun.elapsed() > BUDGET / 2 {
+        if !self.has_one_shape() || bytes > SPECIAL_BYTES_MAX || self.begun.elapsed() > BUDGET / 2 {
             return None;
         }
         let begun = Instant::now();
@@ -271,6 +273,12 @@ impl Trial<'_> {
         let plan =
             contained(|| Plan::for_shapes(self.model, self.declared, &shapes).ok()).ok()??;
         (begun.elapsed() < SPECIAL_BUILD_MAX).then(|| Arc::new(plan))
+    }
+
+    /// No axis but the first is free.
+    fn has_one_shape(&self) -> bool {
+        let dims = self.declared.inputs.iter().flat_map(|slot| slot.dims.iter().flatten().skip(1));
+        dims.into_iter().all(|dim| matches!(dim, Dim::Fixed(_)))
     }
 
     /// The medians of both plans, which take turns; `None` for one that fails or takes all of the time.

@@ -24,7 +24,7 @@ use crate::{
     LoadError,
     alloc::WORK_BYTES_MAX,
     backend::Program,
-    contain::{Panicked, contained, contained_within},
+    contain::{Panicked, contained, measured_within},
     contract::{Contract, Tie, shown},
 };
 
@@ -40,8 +40,11 @@ const RANK_UNKNOWN: [i64; 1] = [-1];
 /// Parses, checks and optimises. Run it on a thread with a deep stack: tract recurses.
 /// Measures what batches bring, too.
 pub(crate) fn load(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadError> {
-    contained_within(room(bytes.len()), || parse(bytes, options))
-        .unwrap_or(Err(LoadError::Panicked))
+    let (program, held) = measured_within(room(bytes.len()), || parse(bytes, options))
+        .map_err(|_| LoadError::Panicked)?;
+    let program = program?;
+    program.footprint().add(held);
+    Ok(program)
 }
 
 /// The memory that making a plan may take: the weights are held several times on the way.
