@@ -56,16 +56,22 @@ impl CatalogModels {
     }
 
     /// Brings a version into memory whether its owner has withdrawn it or not.
-    pub(crate) async fn load(
-        &self,
-        found: &ResolvedModel,
-    ) -> Result<Arc<LoadedModel>, InferenceError> {
+    async fn load(&self, found: &ResolvedModel) -> Result<Arc<LoadedModel>, InferenceError> {
         let ResolvedModel { key, version } = found;
         if let Some(model) = self.inference.loaded(key) {
             return Ok(model);
         }
         let source = source_of(self.catalog.clone(), version.clone());
         self.inference.load(key, source).await.map_err(|error| refusal(key, error))
+    }
+
+    /// Brings a version into memory anew if it is in quarantine, which ends that, and otherwise if it is not there.
+    pub(crate) async fn load_afresh(&self, found: &ResolvedModel) -> Result<(), InferenceError> {
+        let key = &found.key;
+        if self.inference.loaded(key).is_some_and(|model| model.quarantine().is_some()) {
+            self.inference.unload(key);
+        }
+        self.load(found).await.map(drop)
     }
 
     /// Takes all versions of a model out of service, and out of memory.
@@ -89,8 +95,20 @@ impl CatalogModels {
         self.withdrawn.contains(&(tenant.clone(), model.clone()))
     }
 
-    /// Why a call of this version would not be taken, if it would not.
-    pub(crate) fn check_in_service(&self, key: &ModelKey) -> Result<(), InferenceError> {
+    /// Why a call of this version would not be taken, if it would not: what its owner has done, and what it has done.
+    pub(crate) fn check_ready(&self, key: &ModelKey) -> Result<(), InferenceError> {
+        self.check_in_service(key)?;
+        match self.inference.loaded(key).and_then(|model| model.quarantine()) {
+            Some(reason) => {
+                let text = format!("the model is not ready: it is in quarantine, since {reason}");
+                Err(InferenceError::Unavailable(text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the owner lets the model take calls. A model in quarantine refuses them itself.
+    fn check_in_service(&self, key: &ModelKey) -> Result<(), InferenceError> {
         if self.is_withdrawn(&key.tenant, &key.model) {
             let text = "the model is not ready: its owner has unloaded it";
             return Err(InferenceError::Unavailable(text.to_owned()));

@@ -164,7 +164,7 @@ pub(crate) fn model_ready(
 ) -> Result<(), OipError> {
     caller.must_have(&[Scope::Invoke, Scope::Models])?;
     let found = resolve(app, caller, name, version)?.model;
-    Ok(app.models.check_in_service(&found.key)?)
+    Ok(app.models.check_ready(&found.key)?)
 }
 
 /// Opens a model for a description of what is inside, loading it where it is not in memory.
