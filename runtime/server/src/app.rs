@@ -1,10 +1,7 @@
 //! The wiring: every part of a node, made and joined here.
 
 use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -15,7 +12,7 @@ use sandpiper_control::{Catalog, DataFolder, OperatorKey, Policies, Tenant};
 use sandpiper_domain::{Digest, TenantName};
 use sandpiper_inference::InferencePlane;
 use sandpiper_sandbox::{CacheKey, Sandboxes};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     admission::TenantAdmission,
@@ -42,7 +39,7 @@ pub(crate) struct App {
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) settings: FileSettings,
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
 }
@@ -90,7 +87,7 @@ impl App {
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
             settings: file,
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
@@ -116,11 +113,20 @@ impl App {
 
     /// Whether new work should go elsewhere.
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        *self.draining.borrow()
+    }
+
+    /// Resolves when new work should go elsewhere.
+    pub(crate) fn drain_begins(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut draining = self.draining.subscribe();
+        async move {
+            // The sender goes with the node, and then all is over too.
+            let _ = draining.wait_for(|draining| *draining).await;
+        }
     }
 
     pub(crate) fn drain(&self) {
-        self.draining.store(true, Relaxed);
+        self.draining.send_replace(true);
     }
 
     /// Work of the catalog, which waits for the disk, on a thread that may wait.

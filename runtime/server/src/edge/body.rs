@@ -12,7 +12,7 @@ use sandpiper_sandbox::GuestBody;
 
 use crate::admission::Permit;
 
-/// A response's body: a few bytes of our own, a function's stream, or the control plane's.
+/// A response's body: a few bytes of our own, a function's stream, the control plane's, or gRPC's.
 pub(crate) enum EdgeBody {
     Full(Bytes),
     /// Keeps the request's places in the gates until it is read or dropped.
@@ -21,6 +21,11 @@ pub(crate) enum EdgeBody {
         _places: Arc<[Permit; 2]>,
     },
     Api(axum::body::Body),
+    /// Keeps the request's place in the tenant's gate until it is read or dropped.
+    Grpc {
+        body: tonic::body::Body,
+        _place: Option<Permit>,
+    },
 }
 
 impl EdgeBody {
@@ -46,6 +51,9 @@ impl Body for EdgeBody {
             EdgeBody::Api(body) => {
                 Pin::new(body).poll_frame(context).map(|frame| frame.map(|f| f.map_err(Into::into)))
             }
+            EdgeBody::Grpc { body, .. } => {
+                Pin::new(body).poll_frame(context).map(|frame| frame.map(|f| f.map_err(Into::into)))
+            }
         }
     }
 
@@ -54,6 +62,7 @@ impl Body for EdgeBody {
             EdgeBody::Full(bytes) => bytes.is_empty(),
             EdgeBody::Guest { body, .. } => body.is_end_stream(),
             EdgeBody::Api(body) => body.is_end_stream(),
+            EdgeBody::Grpc { body, .. } => body.is_end_stream(),
         }
     }
 
@@ -62,6 +71,7 @@ impl Body for EdgeBody {
             EdgeBody::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             EdgeBody::Guest { body, .. } => body.size_hint(),
             EdgeBody::Api(body) => body.size_hint(),
+            EdgeBody::Grpc { body, .. } => body.size_hint(),
         }
     }
 }

@@ -35,6 +35,7 @@ use crate::{
     app::App,
     config::ServeOptions,
     dispatch,
+    oip::grpc,
     respond::{ERROR_HEADER, Problem, REQUEST_ID},
 };
 
@@ -171,7 +172,7 @@ impl Server {
     }
 }
 
-/// Functions are answered without a router in between; everything else goes to the control plane's routes.
+/// Functions and gRPC are answered without a router in between; everything else goes to the control plane's routes.
 async fn answer(
     app: Arc<App>,
     routes: axum::Router,
@@ -182,6 +183,7 @@ async fn answer(
     let may_leave_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
     let mut response = match request.uri().path().starts_with(dispatch::PREFIX) {
         true => dispatch::answer(&app, &peer, request).await,
+        false if grpc::is_grpc(&request) => grpc::answer(&app, request).await,
         false => api::answer(routes, request).await,
     };
     // A refusal may come before the body is read, and then hyper ends the connection. A client that is not told would

@@ -4,7 +4,8 @@
 
 mod caller;
 pub(crate) mod describe;
-mod error;
+pub(crate) mod error;
+pub(crate) mod grpc;
 pub(crate) mod repository;
 pub(crate) mod service;
 

@@ -138,7 +138,8 @@ mod tests {
         assert_eq!(status.code(), Code::Unavailable);
         // Written by hand from the field numbers of google.rpc: code 14, "x", and an Any whose RetryInfo says 3 s.
         let url = b"type.googleapis.com/google.rpc.RetryInfo";
-        let mut expected = vec![8, 14, 18, 1, b'x', 26, (2 + url.len() + 6) as u8, 10, url.len() as u8];
+        let mut expected =
+            vec![8, 14, 18, 1, b'x', 26, (2 + url.len() + 6) as u8, 10, url.len() as u8];
         expected.extend_from_slice(url);
         expected.extend_from_slice(&[18, 4, 10, 2, 8, 3]);
         assert_eq!(status.details(), expected);

@@ -1,10 +1,6 @@
 //! Messages of `proto/open_inference.proto`: configuration, statistics, the repository and settings.
-//!
-//! prost's derive for what the proto file says, field by field; a test compares the two.
 
 use std::collections::HashMap;
-
-use bytes::Bytes;
 
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct ModelConfigRequest {
@@ -40,55 +36,12 @@ pub struct ModelOutput {
     pub dims: Vec<i64>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
-pub struct ModelVersionPolicy {
-    #[prost(oneof = "model_version_policy::PolicyChoice", tags = "2")]
-    pub policy_choice: Option<model_version_policy::PolicyChoice>,
-}
-
-pub mod model_version_policy {
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
-    pub struct All {}
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Oneof)]
-    pub enum PolicyChoice {
-        #[prost(message, tag = "2")]
-        All(All),
-    }
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
-pub struct ModelInstanceGroup {
-    #[prost(string, tag = "1")]
-    pub name: String,
-    #[prost(int32, tag = "2")]
-    pub count: i32,
-    #[prost(enumeration = "model_instance_group::Kind", tag = "4")]
-    pub kind: i32,
-}
-
-pub mod model_instance_group {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
-    #[repr(i32)]
-    pub enum Kind {
-        Auto = 0,
-        Gpu = 1,
-        Cpu = 2,
-        Model = 3,
-    }
-}
-
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct ModelDynamicBatching {
     #[prost(int32, repeated, tag = "1")]
     pub preferred_batch_size: Vec<i32>,
     #[prost(uint64, tag = "2")]
     pub max_queue_delay_microseconds: u64,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
-pub struct ModelParameter {
-    #[prost(string, tag = "1")]
-    pub string_value: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
@@ -109,20 +62,12 @@ pub struct ModelConfig {
     pub name: String,
     #[prost(string, tag = "2")]
     pub platform: String,
-    #[prost(message, optional, tag = "3")]
-    pub version_policy: Option<ModelVersionPolicy>,
     #[prost(int32, tag = "4")]
     pub max_batch_size: i32,
     #[prost(message, repeated, tag = "5")]
     pub input: Vec<ModelInput>,
     #[prost(message, repeated, tag = "6")]
     pub output: Vec<ModelOutput>,
-    #[prost(message, repeated, tag = "7")]
-    pub instance_group: Vec<ModelInstanceGroup>,
-    #[prost(string, tag = "8")]
-    pub default_model_filename: String,
-    #[prost(map = "string, message", tag = "14")]
-    pub parameters: HashMap<String, ModelParameter>,
     #[prost(string, tag = "17")]
     pub backend: String,
     #[prost(message, optional, tag = "19")]
@@ -245,7 +190,7 @@ pub mod model_repository_parameter {
         #[prost(string, tag = "3")]
         StringParam(String),
         #[prost(bytes, tag = "4")]
-        BytesParam(Bytes),
+        BytesParam(bytes::Bytes),
     }
 }
 
@@ -277,8 +222,8 @@ pub mod repository_index_response {
         pub reason: String,
     }
 }
-/// Triton's clients put the model's name into field 2, KServe's into field 1. Where 2 is empty, 1 counts.
 
+/// Triton's clients put the model's name into field 2, KServe's into field 1. Where 2 is empty, 1 counts.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RepositoryModelLoadRequest {
     #[prost(string, tag = "1")]
@@ -288,8 +233,8 @@ pub struct RepositoryModelLoadRequest {
     #[prost(map = "string, message", tag = "3")]
     pub parameters: HashMap<String, ModelRepositoryParameter>,
 }
-/// KServe's answer; Triton's is empty, and its clients pass over what they do not know.
 
+/// KServe's answer; Triton's is empty, and its clients pass over what they do not know.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct RepositoryModelLoadResponse {
     #[prost(string, tag = "1")]
@@ -297,8 +242,8 @@ pub struct RepositoryModelLoadResponse {
     #[prost(bool, tag = "2")]
     pub is_loaded: bool,
 }
-/// See RepositoryModelLoadRequest.
 
+/// See RepositoryModelLoadRequest.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RepositoryModelUnloadRequest {
     #[prost(string, tag = "1")]

@@ -1,6 +1,4 @@
 //! Messages of `proto/open_inference.proto`: health, metadata and inference.
-//!
-//! prost's derive for what the proto file says, field by field; a test compares the two.
 
 use std::collections::HashMap;
 
@@ -108,8 +106,8 @@ pub mod infer_parameter {
         Uint64Param(u64),
     }
 }
-/// The elements of one tensor, row-major, in the field that its datatype goes with. FP16 and BF16 have none.
 
+/// The elements of one tensor, row-major, in the field that its datatype goes with. FP16 and BF16 have none.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct InferTensorContents {
     #[prost(bool, repeated, tag = "1")]
@@ -162,7 +160,7 @@ pub mod model_infer_request {
         #[prost(int64, repeated, tag = "3")]
         pub shape: Vec<i64>,
         #[prost(map = "string, message", tag = "4")]
-        pub parameters: HashMap<String, super::InferParameter>,
+        pub parameters: super::HashMap<String, super::InferParameter>,
         /// Not together with `raw_input_contents`.
         #[prost(message, optional, tag = "5")]
         pub contents: Option<super::InferTensorContents>,
@@ -172,7 +170,7 @@ pub mod model_infer_request {
         #[prost(string, tag = "1")]
         pub name: String,
         #[prost(map = "string, message", tag = "2")]
-        pub parameters: HashMap<String, super::InferParameter>,
+        pub parameters: super::HashMap<String, super::InferParameter>,
     }
 }
 
@@ -202,7 +200,7 @@ pub mod model_infer_response {
         #[prost(int64, repeated, tag = "3")]
         pub shape: Vec<i64>,
         #[prost(map = "string, message", tag = "4")]
-        pub parameters: HashMap<String, super::InferParameter>,
+        pub parameters: super::HashMap<String, super::InferParameter>,
         /// Never set: outputs are in `raw_output_contents`.
         #[prost(message, optional, tag = "5")]
         pub contents: Option<super::InferTensorContents>,
