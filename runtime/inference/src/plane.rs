@@ -151,6 +151,12 @@ impl InferencePlane {
         self.stats.entry(key.clone()).or_default().clone()
     }
 
+    /// The statistics of every model version that has been in memory or asked for since this node started.
+    pub fn all_stats(&self) -> Vec<(ModelKey, Arc<ModelStats>)> {
+        let all = self.stats.iter();
+        all.map(|entry| (entry.key().clone(), entry.value().clone())).collect()
+    }
+
     /// Calls that wait for a compute thread.
     pub fn queue_depth(&self) -> usize {
         self.compute.depth()

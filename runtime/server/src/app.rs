@@ -19,6 +19,7 @@ use crate::{
     api::Deployments,
     config::{FileSettings, Settings},
     functions::FunctionRuntimes,
+    model_metrics::ModelMetrics,
     models::CatalogModels,
 };
 
@@ -38,6 +39,7 @@ pub(crate) struct App {
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
+    pub(crate) model_metrics: ModelMetrics,
     pub(crate) settings: FileSettings,
     draining: watch::Sender<bool>,
     sweep_wanted: Arc<Notify>,
@@ -86,6 +88,7 @@ impl App {
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
+            model_metrics: ModelMetrics::default(),
             settings: file,
             draining: watch::Sender::new(false),
             sweep_wanted: Arc::default(),

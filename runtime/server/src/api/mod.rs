@@ -159,7 +159,8 @@ pub(crate) fn metrics_response(app: &App) -> http::Response<EdgeBody> {
     metrics::gauge!("sandpiper_sandboxes").set(app.sandboxes.alive() as f64);
     metrics::gauge!("sandpiper_inference_queue_depth").set(app.inference.queue_depth() as f64);
     metrics::gauge!("sandpiper_models_loaded").set(app.inference.model_count() as f64);
-    let mut response = http::Response::new(EdgeBody::full(Bytes::from(app.metrics.render())));
+    let text = app.metrics.render() + &app.model_metrics.render(app);
+    let mut response = http::Response::new(EdgeBody::full(Bytes::from(text)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response

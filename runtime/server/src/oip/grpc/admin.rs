@@ -41,7 +41,7 @@ pub(super) fn server_metadata() -> ServerMetadataResponse {
     }
 }
 
-/// A model that is there and takes no calls is `ready: false`; one that is not there is an error.
+/// A model that is not there is not ready either, as Triton has it.
 pub(super) fn model_ready(
     app: &App,
     caller: &Caller,
@@ -50,7 +50,9 @@ pub(super) fn model_ready(
     let ready = service::model_ready(app, caller, &request.name, version(&request.version));
     match ready {
         Ok(()) => Ok(ModelReadyResponse { ready: true }),
-        Err(OipError::Unavailable { .. }) => Ok(ModelReadyResponse { ready: false }),
+        Err(OipError::Unavailable { .. } | OipError::NotFound(_)) => {
+            Ok(ModelReadyResponse { ready: false })
+        }
         Err(error) => Err(error),
     }
 }
