@@ -28,7 +28,6 @@ pub(crate) struct ResolvedModel {
 
 /// The same, in memory.
 pub(crate) struct OpenModel {
-    pub(crate) key: ModelKey,
     pub(crate) version: Arc<ModelVersion>,
     pub(crate) model: Arc<LoadedModel>,
 }
@@ -51,7 +50,7 @@ impl CatalogModels {
     ) -> Result<OpenModel, InferenceError> {
         self.check_in_service(&found.key)?;
         let model = self.load(&found).await?;
-        Ok(OpenModel { key: found.key, version: found.version, model })
+        Ok(OpenModel { version: found.version, model })
     }
 
     /// Brings a version into memory whether its owner has withdrawn it or not.

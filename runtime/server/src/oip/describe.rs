@@ -7,7 +7,7 @@ use sandpiper_inference::{Batching, ModelStats};
 
 use super::{
     Caller, OipError,
-    service::{self, PLATFORM},
+    service::{self, NamedModel, PLATFORM},
 };
 use crate::app::App;
 
@@ -144,7 +144,7 @@ pub(crate) fn statistics(
         return Ok(all);
     };
     let is_pinned = service::reference(name, version)?.selector.is_some();
-    let (plain, found) = service::resolve(app, caller, name, version)?;
+    let NamedModel { name: plain, model: found } = service::resolve(app, caller, name, version)?;
     match snapshot.model(&found.key.tenant, &found.key.model) {
         Some(model) if !is_pinned => {
             let key = |version| ModelKey { version, ..found.key.clone() };

@@ -1,13 +1,25 @@
 //! The Open Inference Protocol v2, under `/v2` on the node's one port.
 //!
-//! [`service`], [`describe`] and [`repository`] are what it offers, apart from how it travels.
+//! [`service`], [`describe`] and [`repository`] are what it offers, apart from how it travels. [`rest`] is one way; its
+//! requests are read in [`request`] and its answers written in [`response`].
 
+mod body;
 mod caller;
+mod compress;
 pub(crate) mod describe;
-pub(crate) mod error;
+mod documents;
+mod error;
 pub(crate) mod grpc;
+mod json;
 pub(crate) mod repository;
+mod request;
+mod response;
+pub(crate) mod rest;
+mod route;
 pub(crate) mod service;
+pub(crate) mod tensor;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use caller::Caller;
 pub(crate) use error::OipError;

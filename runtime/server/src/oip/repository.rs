@@ -112,6 +112,17 @@ pub(crate) fn unload(app: &App, caller: &Caller, name: &str) -> Result<(), OipEr
 }
 
 impl LoadParameters {
+    /// Notes a parameter by its name.
+    pub(crate) fn note(&mut self, name: String) {
+        if name.starts_with("file:") {
+            self.has_files = true;
+        } else if name == "config" {
+            self.has_config = true;
+        } else {
+            self.unknown = Some(name);
+        }
+    }
+
     fn refuse(&self) -> Result<(), OipError> {
         let text = if self.has_files {
             "a load cannot bring files: upload the model with PUT /api/v1/models/{name}".to_owned()

@@ -75,6 +75,13 @@ pub(crate) struct InferAnswer {
     pub(crate) outputs: Vec<NamedTensor>,
 }
 
+/// A model version, and the name that answers call it by.
+pub(crate) struct NamedModel {
+    /// `name`, or `owner/name` where it was asked for so.
+    pub(crate) name: String,
+    pub(crate) model: ResolvedModel,
+}
+
 /// How a caller names a model: `[owner/]name[@alias|@version]`, and the version beside it.
 pub(super) fn reference(name: &str, version: Option<&str>) -> Result<ModelRef, OipError> {
     let mut reference: ModelRef =
@@ -100,16 +107,28 @@ pub(super) fn plain_name(reference: &ModelRef) -> String {
 }
 
 /// Finds the version that is meant. Reads memory alone.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     app: &App,
     caller: &Caller,
     name: &str,
     version: Option<&str>,
-) -> Result<(String, ResolvedModel), OipError> {
+) -> Result<NamedModel, OipError> {
     let reference = reference(name, version)?;
     let plain = plain_name(&reference);
     let found = app.models.resolve(&caller.scope(), reference);
-    Ok((plain, found.ok_or_else(|| OipError::unknown_model(name, version))?))
+    let model = found.ok_or_else(|| OipError::unknown_model(name, version))?;
+    Ok(NamedModel { name: plain, model })
+}
+
+/// The names of the tenant's own models.
+pub(crate) fn model_names(app: &App, caller: &Caller) -> Result<Vec<String>, OipError> {
+    caller.must_have(&[Scope::Invoke, Scope::Models])?;
+    let snapshot = app.catalog.snapshot();
+    let tenant = snapshot.tenant(&caller.tenant.name);
+    let models = tenant.into_iter().flat_map(|tenant| tenant.models.keys());
+    let mut names: Vec<String> = models.map(ToString::to_string).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// Tells of a model. `version` is digits.
@@ -120,7 +139,7 @@ pub(crate) fn model_metadata(
     version: Option<&str>,
 ) -> Result<ModelMetadata, OipError> {
     caller.must_have(&[Scope::Invoke, Scope::Models])?;
-    let (plain, found) = resolve(app, caller, name, version)?;
+    let NamedModel { name: plain, model: found } = resolve(app, caller, name, version)?;
     let snapshot = app.catalog.snapshot();
     let versions = match (version, snapshot.model(&found.key.tenant, &found.key.model)) {
         (None, Some(model)) => model.versions.iter().map(|(number, _)| number).collect(),
@@ -144,7 +163,7 @@ pub(crate) fn model_ready(
     version: Option<&str>,
 ) -> Result<(), OipError> {
     caller.must_have(&[Scope::Invoke, Scope::Models])?;
-    let (_, found) = resolve(app, caller, name, version)?;
+    let found = resolve(app, caller, name, version)?.model;
     Ok(app.models.check_in_service(&found.key)?)
 }
 
@@ -155,11 +174,12 @@ pub(super) async fn open(
     name: &str,
     version: Option<&str>,
 ) -> Result<(String, OpenModel), OipError> {
-    let (plain, found) = resolve(app, caller, name, version)?;
-    Ok((plain, app.models.open_resolved(found).await?))
+    let found = resolve(app, caller, name, version)?;
+    Ok((found.name, app.models.open_resolved(found.model).await?))
 }
 
 /// Runs one inference. The caller has been let in: see [`Caller::enter`]. Dropping the future cancels the call.
+#[allow(dead_code, reason = "gRPC has the whole request before it looks the model up")]
 pub(crate) async fn infer(
     app: &App,
     caller: &Caller,
@@ -167,9 +187,19 @@ pub(crate) async fn infer(
     version: Option<&str>,
     call: InferCall,
 ) -> Result<InferAnswer, OipError> {
-    let (plain, found) = resolve(app, caller, name, version)?;
-    let mut access = Access::begin(app, caller, &found, &call);
-    let answer = run(app, caller, found, plain, call, &mut access).await;
+    let found = resolve(app, caller, name, version)?;
+    infer_resolved(app, caller, found, call).await
+}
+
+/// The same, for a model that was looked up before.
+pub(crate) async fn infer_resolved(
+    app: &App,
+    caller: &Caller,
+    found: NamedModel,
+    call: InferCall,
+) -> Result<InferAnswer, OipError> {
+    let mut access = Access::begin(app, caller, &found.model, &call);
+    let answer = run(app, caller, found, call, &mut access).await;
     if let Some(access) = &mut access {
         access.outcome = answer.as_ref().map_or_else(OipError::code, |_| "completed");
     }
@@ -179,12 +209,12 @@ pub(crate) async fn infer(
 async fn run(
     app: &App,
     caller: &Caller,
-    found: ResolvedModel,
-    model_name: String,
+    found: NamedModel,
     call: InferCall,
     access: &mut Option<Access>,
 ) -> Result<InferAnswer, OipError> {
     let InferCall { began, inputs, outputs: wanted, timeout, priority, .. } = call;
+    let NamedModel { name: model_name, model: found } = found;
     check_wanted(&wanted, &found)?;
     let limit = Duration::from_millis(caller.tenant.sandbox.wall_ms);
     let deadline = began + timeout.map_or(limit, |timeout| timeout.min(limit));
