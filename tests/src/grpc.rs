@@ -81,7 +81,13 @@ impl GrpcClient {
             let mut requests = self.requests.clone().ready().await.unwrap();
             requests.send_request(request, false).unwrap()
         });
-        GrpcCall { runtime: &self.runtime, send, receive: Receive::Waits(response), unread: BytesMut::new(), metadata: HeaderMap::new() }
+        GrpcCall {
+            runtime: &self.runtime,
+            send,
+            receive: Receive::Waits(response),
+            unread: BytesMut::new(),
+            metadata: HeaderMap::new(),
+        }
     }
 
     /// One message each way.
@@ -142,7 +148,8 @@ impl GrpcCall<'_> {
             while !bytes.is_empty() {
                 send.reserve_capacity(bytes.len());
                 let capacity = std::future::poll_fn(|context| send.poll_capacity(context));
-                let Some(Ok(capacity)) = tokio::time::timeout(PATIENCE, capacity).await.unwrap() else {
+                let Some(Ok(capacity)) = tokio::time::timeout(PATIENCE, capacity).await.unwrap()
+                else {
                     return;
                 };
                 let part = bytes.split_to(capacity.min(bytes.len()));

@@ -37,7 +37,7 @@ use crate::{
     admission::Permit,
     app::App,
     dispatch::bearer,
-    edge::{EdgeBody, request_id},
+    edge::{EdgeBody, Paced, request_id},
     respond::{Problem, REQUEST_ID},
 };
 
@@ -71,11 +71,10 @@ pub(crate) async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Respon
             response.map(|body| EdgeBody::Grpc { body, _place: place })
         }
     };
-    // tonic's code for a message beyond the limit; gRPC's other servers have this one.
     if let Some(code) = response.headers_mut().get_mut(Status::GRPC_STATUS)
-        && Code::from_bytes(code.as_bytes()) == Code::OutOfRange
+        && let Some(other) = status::of_others(Code::from_bytes(code.as_bytes()))
     {
-        *code = HeaderValue::from(Code::ResourceExhausted as i32);
+        *code = HeaderValue::from(other as i32);
     }
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, id);
@@ -192,7 +191,7 @@ impl Call<'_> {
             Ok::<_, Status>(response)
         });
         let mut grpc = grpc(&request, limit, codec::inference);
-        Ok((grpc.unary(service, request).await, Some(place)))
+        Ok((grpc.unary(service, request.map(Paced::new)).await, Some(place)))
     }
 
     async fn stream(&self, request: Request<Incoming>) -> Result<Response<Body>, Status> {

@@ -77,12 +77,22 @@ fn retryable(code: Code, message: String, seconds: u32) -> Status {
     Status::with_details(code, message, details.encode_to_vec().into())
 }
 
-/// tonic's own refusals, where gRPC's other servers have another code for them.
-pub(super) fn as_others_say(status: Status) -> Status {
-    match status.code() {
+/// The code that gRPC's other servers have where tonic refuses a message by itself.
+pub(super) fn of_others(code: Code) -> Option<Code> {
+    match code {
         // A message beyond the limit.
-        Code::OutOfRange => Status::resource_exhausted(status.message()),
-        _ => status,
+        Code::OutOfRange => Some(Code::ResourceExhausted),
+        // The body broke off, or came too slowly.
+        Code::Unknown => Some(Code::DeadlineExceeded),
+        _ => None,
+    }
+}
+
+/// The same for the end of a stream.
+pub(super) fn as_others_say(status: Status) -> Status {
+    match of_others(status.code()) {
+        Some(code) => Status::new(code, status.message()),
+        None => status,
     }
 }
 

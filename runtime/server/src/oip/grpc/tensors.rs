@@ -1,29 +1,13 @@
 //! Tensors of the wire: raw bytes or typed contents, checked against the shape and type they claim.
 
 use bytes::Bytes;
-use sandpiper_domain::{DataType, NamedTensor, Tensor};
+use sandpiper_domain::NamedTensor;
 
 use super::message::{
     InferTensorContents, ModelInferRequest, ModelInferResponse,
     model_infer_request::InferInputTensor, model_infer_response::InferOutputTensor,
 };
-use crate::oip::{OipError, error::shown, service::InferAnswer};
-
-const TYPES: [DataType; 13] = [
-    DataType::F32,
-    DataType::I64,
-    DataType::I32,
-    DataType::U8,
-    DataType::Bool,
-    DataType::I8,
-    DataType::I16,
-    DataType::U16,
-    DataType::U32,
-    DataType::U64,
-    DataType::F16,
-    DataType::BF16,
-    DataType::F64,
-];
+use crate::oip::{OipError, error::shown, service::InferAnswer, tensor::InputSpec};
 
 /// The inputs of a request, which are taken out of it.
 pub(super) fn inputs(request: &mut ModelInferRequest) -> Result<Vec<NamedTensor>, OipError> {
@@ -42,58 +26,20 @@ pub(super) fn inputs(request: &mut ModelInferRequest) -> Result<Vec<NamedTensor>
         let text = format!("{raw} raw_input_contents do not go with {inputs} inputs");
         return Err(OipError::invalid(text));
     }
-    inputs.into_iter().zip(raw).map(|(input, raw)| tensor(input, raw)).collect()
+    inputs.iter().zip(raw).map(|(input, raw)| tensor(input, raw)).collect()
 }
 
 fn is_empty(input: &InferInputTensor) -> bool {
     input.contents.as_ref().is_none_or(|contents| *contents == InferTensorContents::default())
 }
 
-fn tensor(input: InferInputTensor, data: Bytes) -> Result<NamedTensor, OipError> {
-    let name = || shown(&input.name);
+fn tensor(input: &InferInputTensor, data: Bytes) -> Result<NamedTensor, OipError> {
     if input.parameters.keys().any(|key| key.starts_with("shared_memory_")) {
-        let text = format!("the input `{}`: this server shares no memory with its clients", name());
+        let name = shown(&input.name);
+        let text = format!("the input `{name}`: this server shares no memory with its clients");
         return Err(OipError::unsupported(text));
     }
-    let shape: Option<Vec<u64>> = input.shape.iter().map(|&dim| u64::try_from(dim).ok()).collect();
-    let Some(shape) = shape else {
-        let text = format!("the input `{}` has a negative dimension", name());
-        return Err(OipError::invalid(text));
-    };
-    let Some(datatype) = TYPES.into_iter().find(|t| t.name() == input.datatype) else {
-        return Err(no_such_type(&input, &shape, &data));
-    };
-    let tensor = Tensor::new(datatype, &shape, data)
-        .map_err(|error| OipError::invalid(format!("the input `{}`: {error}", name())))?;
-    Ok(NamedTensor { name: input.name, tensor })
-}
-
-/// What is wrong with an input whose type no model here takes.
-fn no_such_type(input: &InferInputTensor, shape: &[u64], data: &[u8]) -> OipError {
-    let name = shown(&input.name);
-    if input.datatype != "BYTES" {
-        let datatype = shown(&input.datatype);
-        return OipError::invalid(format!("the input `{name}` has the unknown type `{datatype}`"));
-    }
-    let expected = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim));
-    OipError::invalid(match elements(data) {
-        None => format!("the input `{name}`: the lengths of its BYTES do not add up"),
-        Some(count) if Some(count) != expected => {
-            format!("the input `{name}`: {count} elements do not fill the shape {shape:?}")
-        }
-        Some(_) => format!("the input `{name}` is BYTES, which no model of this server takes"),
-    })
-}
-
-/// Elements of BYTES, each behind its length in four bytes; `None` where the lengths are wrong.
-fn elements(mut data: &[u8]) -> Option<u64> {
-    let mut count = 0;
-    while !data.is_empty() {
-        let (length, rest) = data.split_first_chunk()?;
-        data = rest.get(u32::from_le_bytes(*length) as usize..)?;
-        count += 1;
-    }
-    Some(count)
+    InputSpec::new(&input.name, &input.datatype, &input.shape)?.with_bytes(data)
 }
 
 /// An input whose elements are in the field that its type goes with.
@@ -123,7 +69,7 @@ fn typed(mut input: InferInputTensor) -> Result<NamedTensor, OipError> {
         );
         return Err(OipError::invalid(text));
     }
-    tensor(input, data.into())
+    tensor(&input, data.into())
 }
 
 fn little_endian<T: Copy, const N: usize>(values: &mut Vec<T>, bytes: fn(T) -> [u8; N]) -> Vec<u8> {
@@ -219,16 +165,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn strings_get_their_lengths() {
+        let contents = InferTensorContents {
+            bytes_contents: vec![Bytes::from_static(b"ab"), Bytes::new()],
+            ..Default::default()
+        };
+        assert_eq!(lengths_and_bytes(contents.bytes_contents), b"\x02\0\0\0ab\0\0\0\0");
+    }
+
     proptest::proptest! {
         #[test]
-        fn bytes_are_counted_by_their_lengths(parts in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..9), 0..9), cut in 1usize..4) {
-            let parts: Vec<Bytes> = parts.into_iter().map(Bytes::from).collect();
-            let count = parts.len() as u64;
-            let data = lengths_and_bytes(parts);
-            proptest::prop_assert_eq!(elements(&data), Some(count));
-            // A shorter end is either no element at all or one that is not whole.
-            if let Some(short) = data.len().checked_sub(cut) {
-                proptest::prop_assert_ne!(elements(&data[..short]), Some(count));
+        fn no_input_panics(
+            datatype in "(BYTES|FP32|BOOL|INT8|UINT16|INT64|FP16|x)",
+            shape in proptest::collection::vec(-2i64..5, 0..10),
+            ints in proptest::collection::vec(proptest::num::i32::ANY, 0..6),
+            floats in proptest::collection::vec(proptest::num::f32::ANY, 0..6),
+        ) {
+            let int_contents = ints.clone();
+            let uint_contents = ints.iter().map(|int| *int as u32).collect();
+            for contents in [
+                InferTensorContents { int_contents, ..Default::default() },
+                InferTensorContents { uint_contents, ..Default::default() },
+                InferTensorContents { fp32_contents: floats.clone(), ..Default::default() },
+            ] {
+                let _ = typed(input(&datatype, &shape, contents));
             }
         }
     }
