@@ -26,7 +26,7 @@ fn calls_are_counted_by_model_version_and_tenant() {
     }
     infer(&beta, "mul-add", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 200);
     // What does not fit the model was never a call of it.
-    infer(&beta, "mul-add", &[], 400);
+    infer(&beta, "mul-add", &[1.0; 4], 400);
     let metrics = server.metrics();
     let expected = [("acme", 3.0), ("beta", 1.0)];
     for (tenant, calls) in expected {

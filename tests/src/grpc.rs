@@ -117,7 +117,7 @@ impl GrpcClient {
 
     /// Waits while the connection does whatever it does.
     pub fn idle(&self, time: Duration) {
-        self.runtime.block_on(tokio::time::sleep(time));
+        self.runtime.block_on(async { tokio::time::sleep(time).await });
     }
 }
 
@@ -143,6 +143,9 @@ impl GrpcCall<'_> {
 
     /// Sends bytes, as far as the server takes them: it may refuse the call before it has read them.
     pub fn send_bytes(&mut self, mut bytes: Bytes, is_last: bool) {
+        if bytes.is_empty() && is_last {
+            return self.finish();
+        }
         let send = &mut self.send;
         self.runtime.block_on(async {
             while !bytes.is_empty() {

@@ -34,7 +34,7 @@ const INVALID: [Case; 24] = [
     ("dimensions that overflow", |r| input(r).shape = vec![1 << 62, 1 << 62], "overflow"),
     ("too many dimensions", |r| input(r).shape = vec![1; 9], "dimensions"),
     ("an unknown type", |r| input(r).datatype = "FLOAT".to_owned(), "`FLOAT`"),
-    ("no type", |r| input(r).datatype = String::new(), "datatype"),
+    ("no type", |r| input(r).datatype = String::new(), "`x`"),
     ("another type than the model's", |r| input(r).datatype = "INT32".to_owned(), "FP32"),
     ("BYTES with a bad length", |r| input(r).datatype = "BYTES".to_owned(), "BYTES"),
     ("an unknown input", |r| input(r).name = "z".to_owned(), "`z`"),
@@ -72,7 +72,7 @@ const INVALID: [Case; 24] = [
     ),
     ("neither raw nor typed contents", |r| r.raw_input_contents.clear(), "`x`"),
     ("an unknown output", |r| r.outputs.push(output("zz")), "`zz`"),
-    ("an output twice", |r| r.outputs.extend([output("y"), output("y")]), "twice"),
+    ("an output twice", |r| r.outputs.extend([output("y"), output("y")]), "2 outputs"),
     ("a version that is no number", |r| r.model_version = "latest".to_owned(), "version"),
     (
         "a priority that is no number",
@@ -104,14 +104,19 @@ fn what_does_not_fit_is_an_invalid_argument() {
     let mut server = Server::start();
     let tenant = tenant(&server, "acme");
     let client = client(&server, &tenant);
+    let mut failures = Vec::new();
     for (what, spoil, word) in INVALID {
         let mut request = row([1.0, 2.0, 3.0]);
         spoil(&mut request);
         let answer = infer(&client, &request);
-        let status = answer.expect_err(what);
-        assert_eq!(status.code, code::INVALID_ARGUMENT, "{what}: {status:?}");
-        assert!(status.message.contains(word), "{what}: {status:?}");
+        let is_right = answer.as_ref().is_err_and(|status| {
+            status.code == code::INVALID_ARGUMENT && status.message.contains(word)
+        });
+        if !is_right {
+            failures.push((what, answer));
+        }
     }
+    assert!(failures.is_empty(), "{failures:#?}");
     infer(&client, &row([1.0, 2.0, 3.0])).unwrap();
     server.still_runs();
 }
