@@ -1,6 +1,8 @@
 """Our proto files against the descriptors that others ship: every name, number and type of ours is theirs."""
 
 import importlib.resources
+import subprocess
+import sys
 import tempfile
 
 from google.protobuf import descriptor_pb2
@@ -23,11 +25,12 @@ def ours(name):
 
 
 def theirs(*modules):
+    """Descriptors that others ship. Each is read in a process of its own: their names are the same."""
     files = []
     for module in modules:
-        file = descriptor_pb2.FileDescriptorProto()
-        module.DESCRIPTOR.CopyToProto(file)
-        files.append(file)
+        code = f"import sys, {module} as m; sys.stdout.buffer.write(m.DESCRIPTOR.serialized_pb)"
+        read = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
+        files.append(descriptor_pb2.FileDescriptorProto.FromString(read.stdout))
     return files
 
 
@@ -72,10 +75,8 @@ def methods(files):
 
 
 def check_the_inference_protocol(node):
-    import tritonclient.grpc.model_config_pb2 as config
-    import tritonclient.grpc.service_pb2 as service
-
-    own, other = [ours("open_inference.proto")], theirs(service, config)
+    own = [ours("open_inference.proto")]
+    other = theirs("tritonclient.grpc.service_pb2", "tritonclient.grpc.model_config_pb2")
     known = fields(other)
     # KServe's answers to load and unload; Triton's have no fields.
     apart = [
@@ -97,9 +98,8 @@ def check_the_inference_protocol(node):
 
 
 def check_kserves_part_of_it(node):
-    from kserve.protocol.grpc import grpc_predict_v2_pb2 as kserve
-
-    own, other = fields([ours("open_inference.proto")]), fields(theirs(kserve))
+    own = fields([ours("open_inference.proto")])
+    other = fields(theirs("kserve.protocol.grpc.grpc_predict_v2_pb2"))
     # In these requests both protocols have a string in field 1, under two names.
     apart = {f"RepositoryModel{verb}Request.model_name" for verb in ["Load", "Unload"]}
     for name, field in other.items():
@@ -108,9 +108,7 @@ def check_kserves_part_of_it(node):
 
 
 def check_health(node):
-    from grpc_health.v1 import health_pb2 as health
-
-    own, other = [ours("health.proto")], theirs(health)
+    own, other = [ours("health.proto")], theirs("grpc_health.v1.health_pb2")
     for what in (fields, enums, methods):
         known = what(other)
         for name, value in what(own).items():
