@@ -41,6 +41,8 @@ fn calls_are_counted_by_model_version_and_tenant() {
         assert!(us("request") + 1.0 >= us("compute_infer"), "{}", metrics.text());
     }
     assert_eq!(of(&metrics, "nv_inference_count", "acme", "1"), 3.0);
+    // A call of a batch of two.
+    assert_eq!(of(&metrics, "nv_inference_count", "beta", "1"), 2.0);
     for reason in ["REJECTED", "CANCELED", "BACKEND", "OTHER"] {
         let line = format!(
             "nv_inference_request_failure{{model=\"mul-add\",version=\"1\",tenant=\"acme\",reason=\"{reason}\"}} 0"
@@ -55,11 +57,18 @@ fn the_counters_stay_when_a_model_is_unloaded_and_go_with_its_version() {
     let tenant = server.tenant("acme", "dedicated");
     tenant.put_model("mul-add", &model("mul-add.onnx")).expect(201);
     infer(&tenant, "mul-add", &[1.0, 2.0, 3.0], 200);
-    for verb in ["unload", "load"] {
+    let loads = of(&server.metrics(), "sandpiper_model_loads_total", "acme", "1");
+    for (verb, is_loaded) in [("unload", false), ("load", true)] {
         let path = format!("/v2/repository/models/mul-add/{verb}");
         tenant.client.post(&path).expect(200);
-        assert_eq!(of(&server.metrics(), "nv_inference_count", "acme", "1"), 1.0, "{verb}");
+        let metrics = server.metrics();
+        assert_eq!(of(&metrics, "nv_inference_count", "acme", "1"), 1.0, "{verb}");
+        let memory = of(&metrics, "sandpiper_model_memory_bytes", "acme", "1");
+        assert_eq!(memory > 0.0, is_loaded, "{verb}: {memory}");
     }
+    let metrics = server.metrics();
+    assert_eq!(of(&metrics, "sandpiper_model_loads_total", "acme", "1"), loads + 1.0);
+    assert_eq!(of(&metrics, "sandpiper_model_evictions_total", "acme", "1"), 0.0);
     infer(&tenant, "mul-add", &[1.0, 2.0, 3.0], 200);
     assert_eq!(of(&server.metrics(), "nv_inference_count", "acme", "1"), 2.0);
     tenant.client.delete("/api/v1/models/mul-add").expect(204);
@@ -96,6 +105,10 @@ fn every_metric_says_what_it_is_once_and_its_series_stand_together() {
             );
         }
     }
+    for band in ["low", "normal"] {
+        assert_eq!(metrics.sum("sandpiper_inference_waiting", &[("band", band)]), 0.0);
+    }
+    assert_eq!(metrics.sum("sandpiper_models_bytes_max", &[]), 4096.0 * 1_048_576.0);
     for name in ["nv_cpu_utilization", "nv_cpu_memory_total_bytes", "nv_cpu_memory_used_bytes"] {
         assert!(metrics.sum(name, &[]) >= 0.0 && seen.contains(&name), "{name}");
     }
@@ -105,4 +118,21 @@ fn every_metric_says_what_it_is_once_and_its_series_stand_together() {
     );
     assert!(0.0 < used && used < total, "{used} of {total}");
     assert!(metrics.sum("nv_cpu_utilization", &[]) <= 1.0);
+}
+
+#[test]
+fn a_model_that_makes_room_is_counted() {
+    let server = Server::with_settings("models_mib = 16");
+    let tenant = server.tenant("acme", "dedicated");
+    let evictions = || server.metrics().sum("sandpiper_model_evictions_total", &[]);
+    // One fits, and six do not.
+    let mut models = 0;
+    while evictions() == 0.0 {
+        assert!(models < 6, "{}", server.metrics().text());
+        models += 1;
+        tenant.put_model(&format!("m{models}"), &model("magika")).expect(201);
+    }
+    assert!(models > 1);
+    let memory = server.metrics().sum("sandpiper_model_memory_bytes", &[]);
+    assert!(0.0 < memory && memory <= 16.0 * 1_048_576.0, "{memory}");
 }

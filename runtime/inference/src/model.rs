@@ -56,6 +56,7 @@ impl LoadedModel {
         stats: Arc<ModelStats>,
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        stats.loads.fetch_add(1, Relaxed);
         let batching = program.batching().clone();
         let (operators, parameters) = (program.operators().clone(), program.parameters());
         let curve = batching.curve.iter().map(|cost| (cost.size, (cost.us * 1e3) as u64));

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use dashmap::DashMap;
 use futures::{FutureExt, future::Shared};
-use sandpiper_domain::{BoxFuture, ModelKey, ModelOptions, TenantName};
+use sandpiper_domain::{Band, BoxFuture, ModelKey, ModelOptions, TenantName};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -180,6 +180,16 @@ impl InferencePlane {
     /// Calls that wait for a compute thread.
     pub fn queue_depth(&self) -> usize {
         self.compute.depth()
+    }
+
+    /// Calls of tenants of this band that wait.
+    pub fn queue_depth_of(&self, band: Band) -> usize {
+        self.compute.depth_of(band)
+    }
+
+    /// What each model in memory takes, in bytes. It counts as no use of the models.
+    pub fn models_memory(&self) -> Vec<(ModelKey, u64)> {
+        self.registry.sizes()
     }
 
     /// Models in memory.

@@ -84,7 +84,9 @@ impl Registry {
             if bytes <= self.bytes_max {
                 break;
             }
-            self.models.remove(&key);
+            if let Some((_, entry)) = self.models.remove(&key) {
+                entry.model.stats().evictions.fetch_add(1, Relaxed);
+            }
             bytes = bytes.saturating_sub(size);
             tracing::debug!(tenant = %key.tenant, model = %key.model, version = key.version, "a model made room for another");
         }
@@ -98,6 +100,12 @@ impl Registry {
     pub(crate) fn retain(&self, keep: impl Fn(&ModelKey) -> bool) {
         self.pending().retain(|key, _| keep(key));
         self.models.retain(|key, _| keep(key));
+    }
+
+    /// What each model in memory takes, in bytes. Asking is no use.
+    pub(crate) fn sizes(&self) -> Vec<(ModelKey, u64)> {
+        let sizes = self.models.iter();
+        sizes.map(|entry| (entry.key().clone(), entry.model.profile().memory_bytes)).collect()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
 
-use sandpiper_domain::{ModelKey, TenantName};
+use sandpiper_domain::{Band, ModelKey, TenantName};
 use sandpiper_inference::{ModelStats, Timing};
 
 use crate::app::App;
@@ -27,14 +27,29 @@ struct Series {
     label: &'static str,
     /// A gauge falls with what it counts; a counter never does.
     is_gauge: bool,
-    read: fn(&ModelStats) -> u64,
+    read: fn(&Sample<'_>) -> u64,
+}
+
+/// What is known of a version.
+struct Sample<'a> {
+    stats: &'a ModelStats,
+    /// 0 where it is not in memory.
+    memory_bytes: u64,
+}
+
+impl std::ops::Deref for Sample<'_> {
+    type Target = ModelStats;
+
+    fn deref(&self) -> &ModelStats {
+        self.stats
+    }
 }
 
 const fn counter(
     name: &'static str,
     help: &'static str,
     label: &'static str,
-    read: fn(&ModelStats) -> u64,
+    read: fn(&Sample<'_>) -> u64,
 ) -> Series {
     Series { name, help, label, is_gauge: false, read }
 }
@@ -50,7 +65,7 @@ fn us(timing: &Timing) -> u64 {
 const FAILURES: &str = "nv_inference_request_failure";
 const FAILURES_HELP: &str = "Calls that did not end well";
 
-const SERIES: [Series; 17] = [
+const SERIES: [Series; 20] = [
     counter("nv_inference_request_success", "Calls that ended well", "", |s| count(&s.success)),
     counter(FAILURES, FAILURES_HELP, ",reason=\"REJECTED\"", |s| s.rejected.load(Relaxed)),
     counter(FAILURES, FAILURES_HELP, ",reason=\"CANCELED\"", |s| s.cancelled.load(Relaxed)),
@@ -102,6 +117,19 @@ const SERIES: [Series; 17] = [
         is_gauge: true,
         read: |s| s.pending.load(Relaxed),
     },
+    Series {
+        name: "sandpiper_model_memory_bytes",
+        help: "Memory that the model takes; 0 where it is not loaded",
+        label: "",
+        is_gauge: true,
+        read: |s| s.memory_bytes,
+    },
+    counter("sandpiper_model_loads_total", "Times the model was brought into memory", "", |s| {
+        s.loads.load(Relaxed)
+    }),
+    counter("sandpiper_model_evictions_total", "Times it made room for another model", "", |s| {
+        s.evictions.load(Relaxed)
+    }),
 ];
 
 type Totals = [u64; SERIES.len()];
@@ -124,11 +152,20 @@ impl ModelMetrics {
     /// The metrics in Prometheus' text format.
     pub(crate) fn render(&self, app: &App) -> String {
         let all = app.inference.all_stats();
-        let totals = |stats: &ModelStats| SERIES.map(|series| (series.read)(stats));
-        let all = all.into_iter().map(|(key, stats)| (key, totals(&stats))).collect();
+        let memory: HashMap<ModelKey, u64> = app.inference.models_memory().into_iter().collect();
+        let all = all.into_iter().map(|(key, stats)| {
+            let memory_bytes = memory.get(&key).copied().unwrap_or_default();
+            let sample = Sample { stats: &stats, memory_bytes };
+            (key, SERIES.map(|series| (series.read)(&sample)))
+        });
+        let all = all.collect();
         let mut text = String::new();
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         write_series(&mut text, &state.rows(all));
+        write_bands(&mut text, app);
+        let budget = (app.settings.models_mib << 20) as f64;
+        let help = "The most that models in memory may take together";
+        write_gauge(&mut text, "sandpiper_models_bytes_max", help, budget);
         state.write_node(&mut text);
         text
     }
@@ -226,6 +263,18 @@ fn write_series(text: &mut String, rows: &[Row]) {
     }
 }
 
+fn write_bands(text: &mut String, app: &App) {
+    let name = "sandpiper_inference_waiting";
+    let _ = write!(
+        text,
+        "# HELP {name} Calls that wait, by their tenants' band\n# TYPE {name} gauge\n"
+    );
+    for (label, band) in [("low", Band::Low), ("normal", Band::Normal)] {
+        let waiting = app.inference.queue_depth_of(band);
+        let _ = writeln!(text, "{name}{{band=\"{label}\"}} {waiting}");
+    }
+}
+
 fn write_gauge(text: &mut String, name: &str, help: &str, value: f64) {
     let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
 }
@@ -242,8 +291,8 @@ impl CpuTimes {
         Self::parse(&std::fs::read_to_string("/proc/stat").ok()?)
     }
 
-    /// proc(5): `cpu user nice system idle iowait irq softirq steal guest guest_nice`, where the guests' time is part of
-    /// the first two.
+    /// proc(5): `cpu user nice system idle iowait irq softirq steal guest guest_nice`; the guests' time is part of the
+    /// first two.
     fn parse(stat: &str) -> Option<Self> {
         let times = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace();
         let times: Vec<u64> = times.map_while(|ticks| ticks.parse().ok()).take(8).collect();

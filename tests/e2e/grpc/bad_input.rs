@@ -280,11 +280,11 @@ fn what_is_no_grpc_is_told_in_http() {
     client.post(&path).refused(505, "http_version");
     let output = std::process::Command::new("curl")
         .args(["-sS", "--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_code}"])
-        .args(["-X", "POST", "-H", "content-type: application/json", "-d", "{}"])
+        .args(["-X", "POST", "-H", "content-type: application/json"])
         .arg(format!("{}{path}", server.url()))
         .output()
         .expect("curl is installed");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "415");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "415", "{output:?}");
 }
 
 #[test]

@@ -138,8 +138,18 @@ fn every_datatype_answers_as_onnxruntime_does_raw_and_typed() {
         }
         let name = file.trim_end_matches(".onnx");
         tenant.put_model(name, &model(file)).expect(201);
-        for (index, case) in entry["cases"].as_array().unwrap().iter().enumerate() {
-            for (form, request) in requests(name, &case["inputs"]).iter().enumerate() {
+        let cases = entry["cases"].as_array().unwrap();
+        for (index, case) in cases.iter().enumerate() {
+            let mut forms = requests(name, &case["inputs"]);
+            if case["error"] == true {
+                // A model that panics three times in a row is taken out of service.
+                forms.truncate(1);
+                forms.extend(requests(name, &cases[0]["inputs"]).into_iter().take(1));
+                check_outputs(&format!("{file}, case {index}"), &client, &forms[0], case);
+                check_outputs(&format!("{file}, after {index}"), &client, &forms[1], &cases[0]);
+                continue;
+            }
+            for (form, request) in forms.iter().enumerate() {
                 check_outputs(
                     &format!("{file}, case {index}, form {form}"),
                     &client,

@@ -22,6 +22,8 @@ mod codec;
 mod health;
 mod infer;
 mod message;
+#[cfg(test)]
+mod message_tests;
 mod status;
 mod tensors;
 
