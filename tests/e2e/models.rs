@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sandpiper_tests::{Answer, Server, Tenant, expected, model, read};
 use serde_json::{Value, json};
 
-fn corpus() -> Vec<Value> {
+pub(crate) fn corpus() -> Vec<Value> {
     let all: Value = serde_json::from_slice(&read(expected("models/expected.json"))).unwrap();
     all["models"].as_array().unwrap().clone()
 }
@@ -47,7 +47,7 @@ fn bytes_of(datatype: &str, value: &Value) -> Vec<u8> {
 }
 
 /// The bits of the 16-bit float nearest to `value`, which is one of them but for the last bits of a `f64`.
-fn half(value: f64) -> u16 {
+pub(crate) fn half(value: f64) -> u16 {
     let sign = if value.is_sign_negative() { 0x8000 } else { 0 };
     let magnitude = value.abs();
     // All finite halves are in order of their bits.

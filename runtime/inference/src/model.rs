@@ -60,6 +60,7 @@ impl LoadedModel {
         responses: Option<ModelCache>,
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        stats.loads.fetch_add(1, Relaxed);
         let (batching, memory_bytes) = (program.batching().clone(), program.footprint().bytes());
         let (operators, parameters) = (program.operators().clone(), program.parameters());
         let curve = batching.curve.iter().map(|cost| (cost.size, (cost.us * 1e3) as u64));

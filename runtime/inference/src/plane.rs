@@ -9,7 +9,7 @@ use std::{
 
 use dashmap::DashMap;
 use futures::{FutureExt, future::Shared};
-use sandpiper_domain::{BoxFuture, Digest, ModelKey, ModelName, TenantName};
+use sandpiper_domain::{Band, BoxFuture, Digest, ModelKey, ModelName, TenantName};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -200,9 +200,25 @@ impl InferencePlane {
         self.stats.entry(key.clone()).or_default().clone()
     }
 
+    /// The statistics of every model version that has been in memory or asked for since this node started.
+    pub fn all_stats(&self) -> Vec<(ModelKey, Arc<ModelStats>)> {
+        let all = self.stats.iter();
+        all.map(|entry| (entry.key().clone(), entry.value().clone())).collect()
+    }
+
     /// Calls that wait for a compute thread.
     pub fn queue_depth(&self) -> usize {
         self.loader.compute.depth()
+    }
+
+    /// Calls of tenants of this band that wait.
+    pub fn queue_depth_of(&self, band: Band) -> usize {
+        self.loader.compute.depth_of(band)
+    }
+
+    /// What each model in memory takes, in bytes. It counts as no use of the models.
+    pub fn models_memory(&self) -> Vec<(ModelKey, u64)> {
+        self.registry().sizes()
     }
 
     /// Models in memory.

@@ -201,6 +201,7 @@ impl Registry {
                 break;
             }
             if let Some((key, entry)) = self.models.remove(&key) {
+                entry.model.stats().evictions.fetch_add(1, Relaxed);
                 forgotten.0.push(entry.model);
                 bytes = bytes.saturating_sub(candidate.bytes);
                 tracing::debug!(tenant = %key.tenant, model = %key.model, version = key.version, "a model made room for another");
@@ -241,6 +242,12 @@ impl Registry {
         self.failures.retain(|key, _| keep(key));
         self.pending().retain(|key, _| keep(key));
         self.models.retain(|key, _| keep(key));
+    }
+
+    /// What each model in memory takes, in bytes. Asking is no use.
+    pub(crate) fn sizes(&self) -> Vec<(ModelKey, u64)> {
+        let sizes = self.models.iter();
+        sizes.map(|entry| (entry.key().clone(), entry.model.memory_bytes())).collect()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -16,13 +13,14 @@ use sandpiper_control::{Catalog, DataFolder, OperatorKey, Policies, Tenant};
 use sandpiper_domain::{Digest, TenantName};
 use sandpiper_inference::InferencePlane;
 use sandpiper_sandbox::{CacheKey, Sandboxes};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     admission::TenantAdmission,
     api::Deployments,
     config::{FileSettings, Settings},
     functions::FunctionRuntimes,
+    model_metrics::ModelMetrics,
     models::{self, CatalogModels},
 };
 
@@ -42,8 +40,9 @@ pub(crate) struct App {
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
+    pub(crate) model_metrics: ModelMetrics,
     pub(crate) settings: FileSettings,
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
 }
@@ -92,8 +91,9 @@ impl App {
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
+            model_metrics: ModelMetrics::default(),
             settings: file,
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
@@ -120,11 +120,20 @@ impl App {
 
     /// Whether new work should go elsewhere.
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        *self.draining.borrow()
+    }
+
+    /// Resolves when new work should go elsewhere.
+    pub(crate) fn drain_begins(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut draining = self.draining.subscribe();
+        async move {
+            // The sender goes with the node, and then all is over too.
+            let _ = draining.wait_for(|draining| *draining).await;
+        }
     }
 
     pub(crate) fn drain(&self) {
-        self.draining.store(true, Relaxed);
+        self.draining.send_replace(true);
     }
 
     /// Lets go of the pins of versions that no alias points at any more.

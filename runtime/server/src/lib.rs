@@ -10,6 +10,7 @@ mod config;
 mod dispatch;
 mod edge;
 mod functions;
+mod model_metrics;
 mod models;
 mod oip;
 mod respond;

@@ -165,7 +165,8 @@ pub(crate) fn metrics_response(app: &App) -> http::Response<EdgeBody> {
     metrics::gauge!("sandpiper_models_loaded").set(app.inference.model_count() as f64);
     metrics::gauge!("sandpiper_models_bytes").set(app.inference.models_bytes() as f64);
     metrics::gauge!("sandpiper_response_cache_bytes").set(app.inference.responses_bytes() as f64);
-    let mut response = http::Response::new(EdgeBody::full(Bytes::from(app.metrics.render())));
+    let text = app.metrics.render() + &app.model_metrics.render(app);
+    let mut response = http::Response::new(EdgeBody::full(Bytes::from(text)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
