@@ -225,6 +225,7 @@ impl From<LoadError> for Problem {
             LoadError::Malformed(_) => "malformed_model",
             LoadError::ExternalData { .. } => "external_data",
             LoadError::UnsupportedOperator { .. } => "unsupported_operator",
+            LoadError::UnsupportedVariant { .. } => "unsupported_variant",
             LoadError::UnsupportedType(_) => "unsupported_type",
             LoadError::Unloadable(_) | LoadError::Panicked => "unloadable_model",
         };
@@ -233,6 +234,10 @@ impl From<LoadError> for Problem {
             "external_data" => "save the model with its weights inside, in one file",
             "unsupported_operator" => {
                 "export the model without these operators, or with others in their place"
+            }
+            "unsupported_variant" => "export the model without this use of the operator",
+            "unsupported_type" => {
+                "use numbers and booleans; train classifiers on integer labels instead of strings"
             }
             _ => "check the model with onnx.checker, and simplify it if it is valid",
         };

@@ -12,6 +12,8 @@ mod fold;
 mod guard;
 mod load;
 mod plan;
+mod refuse;
+mod rewrite;
 mod shapes;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -1,0 +1,173 @@
+//! Operators of ONNX's own that tract calculates otherwise than ONNX defines.
+
+use tract_onnx::pb::{GraphProto, NodeProto, tensor_proto::DataType, type_proto::Value};
+
+use super::{
+    emit::{Emit, float, integer, string, with_int, with_ints},
+    types::Types,
+};
+use crate::LoadError;
+
+fn ends(node: &NodeProto) -> Option<(&str, &str)> {
+    Some((node.input.first()?.as_str(), node.output.first()?.as_str()))
+}
+
+/// Shifts by no bits less than none and no more than there are: what is shifted further is 0, or -1 where the sign
+/// fills it. tract shifts by whatever the processor makes of such a count.
+pub(super) fn shift(
+    node: &NodeProto,
+    types: &Types,
+    emit: &mut Emit<'_>,
+) -> Result<bool, LoadError> {
+    let (Some((value, output)), Some(count)) = (ends(node), node.input.get(1)) else {
+        return Ok(false);
+    };
+    let unknown = || LoadError::UnsupportedVariant {
+        operator: node.op_type.clone(),
+        why: "integers whose type the graph does not show".to_owned(),
+    };
+    let right = string(node, "direction") == Some("RIGHT");
+    let kind = types.get(value).or_else(|| types.get(count)).ok_or_else(unknown)?;
+    let (bytes, signed) = match kind {
+        DataType::Uint8 => (1, false),
+        DataType::Uint16 => (2, false),
+        DataType::Uint32 => (4, false),
+        DataType::Uint64 => (8, false),
+        DataType::Int8 => (1, true),
+        DataType::Int16 => (2, true),
+        DataType::Int32 => (4, true),
+        DataType::Int64 => (8, true),
+        _ => return Err(unknown()),
+    };
+    let width = bytes as i64 * 8;
+    // Compared as 64-bit integers, of which every count that fits is one.
+    let wide = emit.cast(count, DataType::Int64);
+    let (none, all) = (emit.integers(&[], &[0]), emit.integers(&[], &[width]));
+    let (negative, wider) = (emit.op("Less", &[&wide, &none]), emit.op("Less", &[&wide, &all]));
+    let positive = emit.op("Not", &[&negative]);
+    let fits = emit.op("And", &[&positive, &wider]);
+    let zero = emit.weight(&[], kind, vec![0; bytes]);
+    // An arithmetic shift by one bit less than there are leaves nothing but the sign.
+    let most: i64 = if signed && right { width - 1 } else { 0 };
+    let most = emit.weight(&[], kind, most.to_le_bytes()[..bytes].to_vec());
+    let bounded = emit.op("Where", &[&fits, count, &most]);
+    let mut shifted = node.clone();
+    shifted.input[1] = bounded;
+    if signed && right {
+        emit.keep(shifted);
+        return Ok(true);
+    }
+    let part = emit.fresh();
+    shifted.output[0] = part.clone();
+    emit.keep(shifted);
+    emit.op_to("Where", &[&fits, &part, &zero], output);
+    Ok(true)
+}
+
+/// tract's own is right in 32 bits, and calculates something else in others.
+pub(super) fn celu(node: &NodeProto, types: &Types, emit: &mut Emit<'_>) -> bool {
+    let Some((value, output)) = ends(node) else { return false };
+    if types.get(value) == Some(DataType::Float) {
+        return false;
+    }
+    let alpha = emit.floats(&[], &[float(node, "alpha").unwrap_or(1.)]);
+    let alpha = emit.op("CastLike", &[&alpha, value]);
+    let (one, zero) = (emit.floats(&[], &[1.]), emit.floats(&[], &[0.]));
+    let (one, zero) = (emit.op("CastLike", &[&one, value]), emit.op("CastLike", &[&zero, value]));
+    let scaled = emit.op("Div", &[value, &alpha]);
+    let raised = emit.op("Exp", &[&scaled]);
+    let less = emit.op("Sub", &[&raised, &one]);
+    let below = emit.op("Mul", &[&alpha, &less]);
+    let below = emit.op("Min", &[&below, &zero]);
+    let above = emit.op("Max", &[value, &zero]);
+    emit.op_to("Add", &[&above, &below], output);
+    true
+}
+
+/// `x · sigmoid(alpha · x)`; tract knows no `alpha`.
+pub(super) fn swish(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
+    let Some((value, output)) = ends(node) else { return false };
+    let alpha = float(node, "alpha").unwrap_or(1.);
+    if alpha == 1. {
+        return false;
+    }
+    let alpha = emit.floats(&[], &[alpha]);
+    let alpha = emit.op("CastLike", &[&alpha, value]);
+    let scaled = emit.op("Mul", &[value, &alpha]);
+    let gate = emit.op("Sigmoid", &[&scaled]);
+    emit.op_to("Mul", &[value, &gate], output);
+    true
+}
+
+/// With the mode `CRD` the channels come first in each new channel; tract knows only the other order.
+pub(super) fn space_to_depth(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
+    let Some((_, output)) = ends(node) else { return false };
+    if string(node, "mode") != Some("CRD") {
+        return false;
+    }
+    let block = integer(node, "blocksize").unwrap_or(0);
+    let Some(block) = block.checked_mul(block) else { return false };
+    let mut other = node.clone();
+    other.attribute.retain(|attribute| attribute.name != "mode");
+    let blocks = emit.fresh();
+    other.output[0] = blocks.clone();
+    emit.keep(other);
+    // [N, B·B·C, H, W] -> [H, W, N, B·B·C] -> [H, W, N, B·B, C] -> [H, W, N, C, B·B] and back.
+    let order = |axes: &[i64]| vec![with_ints("perm", axes.to_vec())];
+    let last = emit.node("Transpose", &[&blocks], order(&[2, 3, 0, 1]));
+    let split = emit.reshape(&last, &[0, 0, 0, block, -1]);
+    let turned = emit.node("Transpose", &[&split], order(&[0, 1, 2, 4, 3]));
+    let joined = emit.reshape(&turned, &[0, 0, 0, -1]);
+    emit.node_to("Transpose", &[&joined], output, order(&[2, 3, 0, 1]));
+    true
+}
+
+/// Of booleans, as of bytes that are 0 or 1.
+pub(super) fn reduce_booleans(node: &NodeProto, types: &Types, emit: &mut Emit<'_>) -> bool {
+    let Some((value, output)) = ends(node) else { return false };
+    if types.get(value) != Some(DataType::Bool) {
+        return false;
+    }
+    let mut reduced = node.clone();
+    reduced.input[0] = emit.cast(value, DataType::Uint8);
+    let bytes = emit.fresh();
+    reduced.output[0] = bytes.clone();
+    emit.keep(reduced);
+    let to = vec![with_int("to", DataType::Bool as i64)];
+    emit.node_to("Cast", &[&bytes], output, to);
+    true
+}
+
+/// Before version 7 the second operand lay along the first from some `axis` on, and not along its last axes.
+pub(super) fn broadcast(node: &NodeProto, graph: &GraphProto, emit: &mut Emit<'_>) -> bool {
+    let (Some(axis), [first, second]) = (integer(node, "axis"), &node.input[..]) else {
+        return false;
+    };
+    if emit.opset >= 7 {
+        return false;
+    }
+    let mut plain = node.clone();
+    plain.attribute.retain(|attribute| attribute.name != "axis");
+    if integer(node, "broadcast").unwrap_or(0) != 0 {
+        let (Some(rank), Some(own)) = (rank(graph, first), rank(graph, second)) else {
+            return false;
+        };
+        let axis = usize::try_from(axis).ok().filter(|axis| axis + own <= rank);
+        let Some(axis) = axis else { return false };
+        let mut shape = vec![0; own];
+        shape.resize(rank - axis, 1);
+        plain.input[1] = emit.reshape(second, &shape);
+    }
+    emit.keep(plain);
+    true
+}
+
+/// How many axes a weight or an input has.
+fn rank(graph: &GraphProto, name: &str) -> Option<usize> {
+    if let Some(tensor) = graph.initializer.iter().find(|tensor| tensor.name == name) {
+        return Some(tensor.dims.len());
+    }
+    let input = graph.input.iter().find(|input| input.name == name)?;
+    let Value::TensorType(tensor) = input.r#type.as_ref()?.value.as_ref()?;
+    Some(tensor.shape.as_ref()?.dim.len())
+}
