@@ -53,8 +53,14 @@ def case(suite, test):
     for values, expected in data_sets:
         # Some cases hand over the weights too.
         names = given if len(values) == len(given) else inputs
+        values, expected = map(array, values), map(array, expected)
         named.append((dict(zip(names, values)), dict(zip(outputs, expected))))
     return Case(test.name, suite, model, named, test.rtol, test.atol)
+
+
+def array(value):
+    """The cases of casts hold protobuf messages."""
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
 def read(folder, model):

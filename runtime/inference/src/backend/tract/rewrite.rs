@@ -94,7 +94,7 @@ fn in_node(
         "SpaceToDepth" => elementary::space_to_depth(node, emit),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "And" | "Or" | "Xor" | "Equal" | "Greater"
         | "Less" => elementary::broadcast(node, graph, emit),
-        "ReduceMax" | "ReduceMin" => elementary::reduce_booleans(node, types, emit),
+        "ReduceMax" | "ReduceMin" => elementary::extreme(node, types, emit),
         _ => false,
     })
 }

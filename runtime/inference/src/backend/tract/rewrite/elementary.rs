@@ -122,20 +122,47 @@ pub(super) fn space_to_depth(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
     true
 }
 
-/// Of booleans, as of bytes that are 0 or 1.
-pub(super) fn reduce_booleans(node: &NodeProto, types: &Types, emit: &mut Emit<'_>) -> bool {
+/// The largest or smallest of values. Of booleans, tract wants bytes. Of floats it starts with the largest finite
+/// one, and so never finds that all are infinite.
+pub(super) fn extreme(node: &NodeProto, types: &Types, emit: &mut Emit<'_>) -> bool {
     let Some((value, output)) = ends(node) else { return false };
-    if types.get(value) != Some(DataType::Bool) {
-        return false;
+    match types.get(value) {
+        Some(DataType::Bool) => {
+            let bytes = emit.cast(value, DataType::Uint8);
+            let reduced = like(node, &bytes, emit);
+            let to = vec![with_int("to", DataType::Bool as i64)];
+            emit.node_to("Cast", &[&reduced], output, to);
+            true
+        }
+        Some(DataType::Float | DataType::Float16 | DataType::Double) | None => {
+            let largest = node.op_type == "ReduceMax";
+            let beyond = if largest { f32::NEG_INFINITY } else { f32::INFINITY };
+            let beyond = emit.floats(&[], &[beyond]);
+            let beyond = emit.op("CastLike", &[&beyond, value]);
+            let reduced = like(node, value, emit);
+            let others = emit.op("Equal", &[value, &beyond]);
+            let others = emit.op("Not", &[&others]);
+            let others = emit.cast(&others, DataType::Uint8);
+            let mut any = node.clone();
+            any.op_type = "ReduceMax".to_owned();
+            let any = like(&any, &others, emit);
+            let any = emit.cast(&any, DataType::Bool);
+            emit.op_to("Where", &[&any, &reduced, &beyond], output);
+            true
+        }
+        _ => false,
     }
-    let mut reduced = node.clone();
-    reduced.input[0] = emit.cast(value, DataType::Uint8);
-    let bytes = emit.fresh();
-    reduced.output[0] = bytes.clone();
-    emit.keep(reduced);
-    let to = vec![with_int("to", DataType::Bool as i64)];
-    emit.node_to("Cast", &[&bytes], output, to);
-    true
+}
+
+/// The same operator on another value.
+fn like(node: &NodeProto, value: &str, emit: &mut Emit<'_>) -> String {
+    let mut node = node.clone();
+    let output = emit.fresh();
+    node.name = String::new();
+    node.input[0] = value.to_owned();
+    node.output[0] = output.clone();
+    emit.keep(node);
+    output
 }
 
 /// Before version 7 the second operand lay along the first from some `axis` on, and not along its last axes.
