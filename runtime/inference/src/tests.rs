@@ -2,5 +2,7 @@
 
 mod hostile;
 mod models;
+mod mutations;
 mod plane;
+mod rewrite;
 mod sizes;

@@ -59,8 +59,10 @@ def case(suite, test):
 
 
 def array(value):
-    """The cases of casts hold protobuf messages."""
-    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+    """The cases of casts hold protobuf messages, and others NumPy's scalars."""
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def read(folder, model):

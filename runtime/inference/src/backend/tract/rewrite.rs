@@ -91,6 +91,7 @@ fn in_node(
         "BitShift" => return elementary::shift(node, types, emit),
         "Celu" => elementary::celu(node, types, emit),
         "Swish" => elementary::swish(node, emit),
+        "OneHot" => elementary::one_hot(node, graph, emit),
         "SpaceToDepth" => elementary::space_to_depth(node, emit),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "And" | "Or" | "Xor" | "Equal" | "Greater"
         | "Less" => elementary::broadcast(node, graph, emit),

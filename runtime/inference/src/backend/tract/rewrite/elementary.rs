@@ -8,6 +8,9 @@ use super::{
 };
 use crate::LoadError;
 
+/// Deeper encodings are left to tract: one of a comparison writes out every place.
+const DEPTH_MAX: i64 = 4096;
+
 fn ends(node: &NodeProto) -> Option<(&str, &str)> {
     Some((node.input.first()?.as_str(), node.output.first()?.as_str()))
 }
@@ -163,6 +166,56 @@ fn like(node: &NodeProto, value: &str, emit: &mut Emit<'_>) -> String {
     node.output[0] = output.clone();
     emit.keep(node);
     output
+}
+
+/// `OneHot` along a new last axis, as a comparison: an index out of range is none of the places, where tract panics.
+pub(super) fn one_hot(node: &NodeProto, graph: &GraphProto, emit: &mut Emit<'_>) -> bool {
+    let (Some((indices, output)), Some(depth), Some(values)) =
+        (ends(node), node.input.get(1), node.input.get(2))
+    else {
+        return false;
+    };
+    let last = integer(node, "axis").unwrap_or(-1) == -1;
+    let Some(depth) = whole(graph, depth).filter(|depth| last && (1..=DEPTH_MAX).contains(depth))
+    else {
+        return false;
+    };
+    let places = emit.integers(&[depth], &(0..depth).collect::<Vec<_>>());
+    let below = emit.integers(&[depth], &(-depth..0).collect::<Vec<_>>());
+    let indices = emit.cast(indices, DataType::Int64);
+    let indices = emit.with_last_axis(&indices);
+    let (hit, hit_below) =
+        (emit.op("Equal", &[&indices, &places]), emit.op("Equal", &[&indices, &below]));
+    let hit = emit.op("Or", &[&hit, &hit_below]);
+    let (off, on) = (emit.integers(&[], &[0]), emit.integers(&[], &[1]));
+    let first = || vec![with_int("axis", 0)];
+    let off = emit.node("Gather", &[values, &off], first());
+    let on = emit.node("Gather", &[values, &on], first());
+    emit.op_to("Where", &[&hit, &on, &off], output);
+    true
+}
+
+/// The one number in a weight, if it is whole.
+fn whole(graph: &GraphProto, name: &str) -> Option<i64> {
+    let tensor = graph.initializer.iter().find(|tensor| tensor.name == name)?;
+    match DataType::try_from(tensor.data_type).ok()? {
+        DataType::Int64 => match (&tensor.raw_data[..], &tensor.int64_data[..]) {
+            ([], [value]) => Some(*value),
+            (raw, _) => Some(i64::from_le_bytes(raw.try_into().ok()?)),
+        },
+        DataType::Int32 => match (&tensor.raw_data[..], &tensor.int32_data[..]) {
+            ([], [value]) => Some(i64::from(*value)),
+            (raw, _) => Some(i64::from(i32::from_le_bytes(raw.try_into().ok()?))),
+        },
+        DataType::Float => {
+            let value = match (&tensor.raw_data[..], &tensor.float_data[..]) {
+                ([], [value]) => *value,
+                (raw, _) => f32::from_le_bytes(raw.try_into().ok()?),
+            };
+            (value.fract() == 0. && value.abs() < 1e6).then_some(value as i64)
+        }
+        _ => None,
+    }
 }
 
 /// Before version 7 the second operand lay along the first from some `axis` on, and not along its last axes.

@@ -192,6 +192,28 @@ impl<'a> Emit<'a> {
         self.node(op, &[input], vec![keep, with_ints("axes", vec![axis])])
     }
 
+    /// Axes are an attribute before version 13, and an input since.
+    fn last(&mut self) -> (Option<String>, Vec<AttributeProto>) {
+        match self.opset >= 13 {
+            true => (Some(self.integers(&[1], &[-1])), Vec::new()),
+            false => (None, vec![with_ints("axes", vec![-1])]),
+        }
+    }
+
+    /// The value with a new last axis of size 1.
+    pub(super) fn with_last_axis(&mut self, input: &str) -> String {
+        let (axes, attributes) = self.last();
+        let inputs: Vec<&str> = std::iter::once(input).chain(axes.as_deref()).collect();
+        self.node("Unsqueeze", &inputs, attributes)
+    }
+
+    /// The value without its last axis, which is of size 1.
+    pub(super) fn without_last_axis(&mut self, input: &str, output: &str) {
+        let (axes, attributes) = self.last();
+        let inputs: Vec<&str> = std::iter::once(input).chain(axes.as_deref()).collect();
+        self.node_to("Squeeze", &inputs, output, attributes);
+    }
+
     /// Some columns of a matrix.
     pub(super) fn columns(&mut self, input: &str, columns: &[i64]) -> String {
         let indices = self.integers(&[columns.len() as i64], columns);

@@ -1,8 +1,8 @@
 //! What prepares the columns of a table, in the operators of scikit-learn's exports.
 
-use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, tensor_proto::DataType};
+use tract_onnx::pb::{GraphProto, NodeProto, tensor_proto::DataType};
 
-use super::emit::{Emit, attribute, float, floats, integer, integers, with_int, with_ints};
+use super::emit::{Emit, attribute, float, floats, integer, integers, with_int};
 
 fn ends(node: &NodeProto) -> Option<(&str, &str)> {
     Some((node.input.first()?.as_str(), node.output.first()?.as_str()))
@@ -103,7 +103,7 @@ pub(super) fn one_hot(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
     }
     let categories = emit.integers(&[categories.len() as i64], categories);
     let data = emit.cast(data, DataType::Int64);
-    let data = with_last_axis(&data, emit);
+    let data = emit.with_last_axis(&data);
     let same = emit.op("Equal", &[&data, &categories]);
     let to_float = vec![with_int("to", DataType::Float as i64)];
     if integer(node, "zeros") != Some(0) {
@@ -144,7 +144,7 @@ pub(super) fn encode(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
         }
         _ => return false,
     };
-    let data = with_last_axis(data, emit);
+    let data = emit.with_last_axis(data);
     let same = emit.op("Equal", &[&data, &keys]);
     let same = emit.cast(&same, DataType::Float);
     let place = emit.node("ArgMax", &[&same], vec![with_int("axis", -1), with_int("keepdims", 1)]);
@@ -152,26 +152,6 @@ pub(super) fn encode(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
     let found = emit.cast(&found, DataType::Bool);
     let value = emit.node("Gather", &[&values, &place], vec![with_int("axis", 0)]);
     let value = emit.op("Where", &[&found, &value, &other]);
-    without_last_axis(&value, output, emit);
+    emit.without_last_axis(&value, output);
     true
-}
-
-/// Axes are an attribute before version 13, and an input since.
-fn last(emit: &mut Emit<'_>) -> (Option<String>, Vec<AttributeProto>) {
-    match emit.opset >= 13 {
-        true => (Some(emit.integers(&[1], &[-1])), Vec::new()),
-        false => (None, vec![with_ints("axes", vec![-1])]),
-    }
-}
-
-fn with_last_axis(data: &str, emit: &mut Emit<'_>) -> String {
-    let (axes, attributes) = last(emit);
-    let inputs: Vec<&str> = std::iter::once(data).chain(axes.as_deref()).collect();
-    emit.node("Unsqueeze", &inputs, attributes)
-}
-
-fn without_last_axis(data: &str, output: &str, emit: &mut Emit<'_>) {
-    let (axes, attributes) = last(emit);
-    let inputs: Vec<&str> = std::iter::once(data).chain(axes.as_deref()).collect();
-    emit.node_to("Squeeze", &inputs, output, attributes);
 }
