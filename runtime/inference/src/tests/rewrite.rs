@@ -7,8 +7,8 @@ use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, tensor_proto::DataTy
 use crate::{
     LoadError,
     testing::{
-        D, bytes, f32s, i64s, infer, integers, load, node, stump, value, weight, with_floats,
-        with_int, with_ints, with_strings,
+        D, bytes, f32s, i64s, infer, integers, load, named, node, stump, value, weight,
+        with_floats, with_int, with_ints, with_strings,
     },
 };
 
@@ -92,6 +92,21 @@ fn an_index_that_makes_the_backend_panic_is_an_error_of_the_run() {
 }
 
 #[test]
+fn large_integers_survive_a_cast() {
+    let large = (1 << 40) + 1;
+    let cast = || with_int(node("Cast", &["x"], &["y"]), "to", Onnx::Int64 as i64);
+    let from = |kind| GraphProto {
+        output: vec![value("y", Onnx::Int64, &[])],
+        ..single(cast(), kind, &[D::N("N")])
+    };
+    let expected = i64s("y", &[large, -5]).tensor;
+    assert_eq!(outputs(from(Onnx::Int64), vec![i64s("x", &[large, -5])]), [expected.clone()]);
+    let doubles = [large as f64, -5.5].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let doubles = named("x", DataType::F64, &[2], doubles);
+    assert_eq!(outputs(from(Onnx::Double), vec![doubles]), [expected]);
+}
+
+#[test]
 fn a_stump_gives_labels_and_both_probabilities() {
     // x < 1 -> 0.25 for the second class, else 0.75.
     let result = outputs(stump(&[]), vec![f32s("x", &[2, 1], &[0., 2.])]);
@@ -109,7 +124,7 @@ fn a_tree_that_is_none_is_refused() {
     };
     for (changed, part) in [
         // A branch back to itself would never end, and a class beyond the last be written nowhere.
-        (ints("nodes_truenodeids", &[0, 0, 0]), "no place in its tree"),
+        (ints("nodes_truenodeids", &[0, 0, 0]), "that its tree does not lead to"),
         (ints("nodes_truenodeids", &[2, 0, 0]), "no place in its tree"),
         (ints("nodes_truenodeids", &[9, 0, 0]), "no place in its tree"),
         (ints("nodes_nodeids", &[0, 1, 1]), "two nodes of one number"),

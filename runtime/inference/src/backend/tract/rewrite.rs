@@ -88,6 +88,7 @@ fn in_node(
     }
     Ok(match node.op_type.as_str() {
         "LSTM" | "GRU" | "RNN" => recurrent::forward(node, emit),
+        "Cast" => elementary::cast(node, types, emit),
         "BitShift" => return elementary::shift(node, types, emit),
         "Celu" => elementary::celu(node, types, emit),
         "Swish" => elementary::swish(node, emit),

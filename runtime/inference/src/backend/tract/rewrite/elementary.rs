@@ -15,6 +15,29 @@ fn ends(node: &NodeProto) -> Option<(&str, &str)> {
     Some((node.input.first()?.as_str(), node.output.first()?.as_str()))
 }
 
+/// A cast to 64-bit integers, of values that may need more than 32 of them. What is of that type already, such as
+/// sizes that are not known yet, stays as it is.
+pub(super) fn cast(node: &NodeProto, types: &Types, emit: &mut Emit<'_>) -> bool {
+    let Some((value, output)) = ends(node) else { return false };
+    if integer(node, "to") != Some(DataType::Int64 as i64) {
+        return false;
+    }
+    match types.get(value) {
+        Some(DataType::Int64) => emit.op_to("Identity", &[value], output),
+        Some(
+            DataType::Bool
+            | DataType::Int8
+            | DataType::Int16
+            | DataType::Int32
+            | DataType::Uint8
+            | DataType::Uint16
+            | DataType::String,
+        ) => return false,
+        _ => emit.widen(value, output),
+    }
+    true
+}
+
 /// Shifts by no bits less than none and no more than there are: what is shifted further is 0, or -1 where the sign
 /// fills it. tract shifts by whatever the processor makes of such a count.
 pub(super) fn shift(

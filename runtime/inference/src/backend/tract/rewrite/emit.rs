@@ -172,7 +172,19 @@ impl<'a> Emit<'a> {
 
     /// A cast to this type of ONNX.
     pub(super) fn cast(&mut self, input: &str, to: DataType) -> String {
+        if to == DataType::Int64 {
+            let output = self.fresh();
+            self.widen(input, &output);
+            return output;
+        }
         self.node("Cast", &[input], vec![with_int("to", to as i64)])
+    }
+
+    /// A cast to 64-bit integers. tract takes `Cast` for one to sizes of tensors, and on the way there for one to 32
+    /// bits.
+    pub(super) fn widen(&mut self, input: &str, output: &str) {
+        let like = self.integers(&[], &[0]);
+        self.op_to("CastLike", &[input, &like], output);
     }
 
     /// A reshape; 0 keeps a size and -1 stands for the rest.
