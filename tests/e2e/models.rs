@@ -199,9 +199,12 @@ fn labels_come_out_as_int64() {
 #[test]
 fn every_model_that_cannot_be_is_refused() {
     let codes: BTreeMap<&str, &str> = [
-        ("unsupported-scaler.onnx", "unsupported_operator"),
+        ("unsupported-unique.onnx", "unsupported_operator"),
+        ("unsupported-use.onnx", "unsupported_variant"),
         ("unsupported-roialign.onnx", "unsupported_operator"),
-        ("unsupported-zipmap.onnx", "unsupported_operator"),
+        ("unsupported-contrib.onnx", "unsupported_operator"),
+        ("sklearn-strings-logistic.onnx", "unsupported_type"),
+        ("sklearn-strings-tree.onnx", "unsupported_variant"),
         ("unsupported-domain.onnx", "unsupported_operator"),
         ("string-identity.onnx", "unsupported_type"),
         ("external-parent.onnx", "external_data"),

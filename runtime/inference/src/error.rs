@@ -31,6 +31,14 @@ pub enum LoadError {
         /// Their names, each once, in the order of their first use.
         operators: Vec<String>,
     },
+    /// The backend has the operator, but not what this node asks of it, and would answer something else.
+    #[error("the backend does not implement this use of the operator `{operator}`: {why}")]
+    UnsupportedVariant {
+        /// The operator's name.
+        operator: String,
+        /// What about it the backend lacks.
+        why: String,
+    },
     /// A tensor of a type that the backend cannot hold.
     #[error("{0}")]
     UnsupportedType(String),

@@ -227,6 +227,7 @@ impl From<LoadError> for Problem {
             LoadError::Malformed(_) => "malformed_model",
             LoadError::ExternalData { .. } => "external_data",
             LoadError::UnsupportedOperator { .. } => "unsupported_operator",
+            LoadError::UnsupportedVariant { .. } => "unsupported_variant",
             LoadError::UnsupportedType(_) => "unsupported_type",
             LoadError::Unloadable(_) | LoadError::Panicked => "unloadable_model",
             LoadError::Sample { .. } => "invalid_sample",
@@ -248,6 +249,10 @@ impl From<LoadError> for Problem {
             "external_data" => "save the model with its weights inside, in one file",
             "unsupported_operator" => {
                 "export the model without these operators, or with others in their place"
+            }
+            "unsupported_variant" => "export the model without this use of the operator",
+            "unsupported_type" => {
+                "use numbers and booleans; train classifiers on integer labels instead of strings"
             }
             "invalid_sample" => "send samples that the model can run on; see its inputs",
             "model_memory" | "model_cpu" => {

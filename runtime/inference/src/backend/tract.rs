@@ -13,6 +13,8 @@ mod fold;
 mod guard;
 mod load;
 mod plan;
+mod refuse;
+mod rewrite;
 mod rows;
 mod shapes;
 

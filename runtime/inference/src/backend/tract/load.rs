@@ -11,7 +11,7 @@ use tract_onnx::prelude::{Framework, InferenceModel, TVec, TractError};
 
 use super::{
     Plans, TractProgram,
-    audit::{Declared, Dim, Slot, audit},
+    audit::{self, Declared, Dim, Slot},
     batch,
     convert::data_type,
     explain::unloadable,
@@ -71,10 +71,11 @@ fn parse(
     if proto.graph.is_none() {
         return Err(broken());
     }
-    let declared = audit(&mut proto, &|operator| onnx.op_register.0.contains_key(operator))?;
+    let declared = audit::audit(&mut proto, &|operator| onnx.op_register.0.contains_key(operator))?;
     let mut model = onnx.model_for_proto_model(&proto).map_err(|error| unloadable(&error))?;
+    let extremes = audit::extremes(&proto);
     drop(proto);
-    fold::watch(&mut model);
+    fold::watch(&mut model, &extremes);
     if model.input_outlets().map_or(0, <[_]>::len) != declared.inputs.len() {
         let text = "it uses a value that nothing defines".to_owned();
         return Err(LoadError::Malformed(text));
@@ -128,6 +129,12 @@ fn program(
 }
 
 fn symbolic_plan(model: &InferenceModel, declared: &Declared) -> Result<Plan, LoadError> {
+    let fixed = |slot: &Slot| slot.dims.iter().flatten().all(|dim| matches!(dim, Dim::Fixed(_)));
+    if declared.needs_sizes
+        && !declared.inputs.iter().all(|slot| slot.dims.is_some() && fixed(slot))
+    {
+        return Err(LoadError::Unloadable("it needs the sizes of its inputs".to_owned()));
+    }
     let attempt = contained(|| {
         let mut model = model.clone();
         for (index, slot) in declared.inputs.iter().enumerate() {
