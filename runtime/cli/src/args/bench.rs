@@ -7,7 +7,7 @@ use clap::Args;
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// NAME, or `model NAME` or `function NAME` to say which is meant
-    #[arg(required = true, num_args = 1..=2, value_names = ["KIND", "NAME"])]
+    #[arg(required = true, num_args = 1..=2, value_name = "NAME")]
     pub(crate) target: Vec<String>,
     /// Requests in flight: `8`, `1:64` (doubling), `1:64:8` (in steps of 8) or `1,4,16`
     #[arg(short, long, value_name = "LEVELS", default_value = "1:64")]

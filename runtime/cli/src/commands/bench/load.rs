@@ -32,6 +32,8 @@ use crate::error::{CliError, Result};
 const PAUSE: Duration = Duration::from_millis(10);
 /// What falls due so shortly before the end need not have been sent.
 const GRACE: Duration = Duration::from_millis(100);
+/// The longest time that an answer may take, an hour.
+const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 /// Different failures that are told apart; codes may come from a server that is none of ours.
 const FAILURES_MAX: usize = 32;
 
@@ -99,8 +101,7 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn new() -> Result<Self> {
-        // Three digits; it grows with what is recorded.
-        let latencies = Histogram::new(3)
+        let latencies = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
             .map_err(|error| CliError::unexpected("no histogram can be made").why(error))?;
         Ok(Tally { latencies, failures: BTreeMap::new() })
     }
@@ -125,7 +126,7 @@ impl Tally {
     }
 
     pub(super) fn merge(&mut self, other: &Tally) {
-        // Both grow as they need to, so that nothing is lost here.
+        // All have the same bounds, so that nothing is lost here.
         let _ = self.latencies.add(&other.latencies);
         for (failure, count) in &other.failures {
             self.fail(failure.clone(), *count);
