@@ -21,7 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use sandpiper_domain::{
-    DataType, InferenceRequest, Model, ModelKey, NamedTensor, TenantName, Tensor,
+    Band, DataType, InferenceRequest, Model, ModelKey, NamedTensor, Share, TenantName, Tensor,
 };
 use sandpiper_inference::{Config, InferencePlane, LoadedModel};
 use tokio::net::TcpListener;
@@ -140,6 +140,8 @@ impl Runner {
     async fn run(&self, name: &str, tensor: Tensor) -> anyhow::Result<Vec<NamedTensor>> {
         let request = InferenceRequest {
             tenant: self.tenant.clone(),
+            share: Share { weight: 16, band: Band::Normal },
+            batch_with_others: true,
             deadline: Some(Instant::now() + WALL),
             inputs: vec![NamedTensor { name: name.to_owned(), tensor }],
         };
