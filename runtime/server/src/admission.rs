@@ -128,6 +128,14 @@ impl TenantAdmission {
         let function = function.enter().await?;
         Ok([function, self.gate.enter().await?])
     }
+
+    /// Lets one inference in that comes without a function.
+    pub(crate) async fn enter_inference(&self) -> Result<Permit, Refusal> {
+        if self.rate.as_ref().is_some_and(|rate| rate.check().is_err()) {
+            return Err(Refusal::Rate);
+        }
+        self.gate.enter().await
+    }
 }
 
 #[cfg(test)]

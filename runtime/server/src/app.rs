@@ -35,6 +35,7 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) struct App {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) inference: Arc<InferencePlane>,
+    pub(crate) models: Arc<CatalogModels>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
     pub(crate) deployments: Deployments,
@@ -71,18 +72,18 @@ impl App {
             inference.threads = file.inference_threads;
         }
         let inference = InferencePlane::start(inference).context("start the inference plane")?;
-        let models =
-            Arc::new(CatalogModels { catalog: catalog.clone(), inference: inference.clone() });
+        let models = Arc::new(CatalogModels::new(catalog.clone(), inference.clone()));
         let sandboxes = sandpiper_sandbox::Config {
             cache: settings.data.join("cache"),
             cache_key,
             sandboxes_max: file.sandboxes_max,
             memory_mib_max,
         };
-        let sandboxes = Sandboxes::start(sandboxes, models)?;
+        let sandboxes = Sandboxes::start(sandboxes, models.clone())?;
         let app = Arc::new(App {
             catalog,
             inference,
+            models,
             sandboxes,
             functions: FunctionRuntimes::default(),
             deployments: Deployments::default(),
@@ -143,6 +144,7 @@ impl App {
             let model = snapshot.model(&key.tenant, &key.model);
             model.is_some_and(|model| model.versions.get(key.version).is_some())
         });
+        self.models.sweep();
         let snapshot = self.catalog.snapshot().clone();
         let functions = snapshot.tenants().flat_map(|tenant| tenant.functions.values());
         let components: Vec<Digest> = functions

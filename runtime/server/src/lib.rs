@@ -11,6 +11,7 @@ mod dispatch;
 mod edge;
 mod functions;
 mod models;
+mod oip;
 mod respond;
 mod telemetry;
 

@@ -21,7 +21,8 @@ impl Snapshot {
         self.find_model(scope, reference, pick).ok_or(InferenceError::NotFound)
     }
 
-    fn find_model(
+    /// As [`Snapshot::resolve_model`], for a reference that has been read already.
+    pub fn find_model(
         &self,
         scope: &ModelScope,
         reference: ModelRef,

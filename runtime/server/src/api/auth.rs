@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use crate::{app::App, dispatch::bearer, respond::Problem};
 
 /// With the operator's key, names the tenant that is meant.
-const TENANT: HeaderName = HeaderName::from_static("x-sandpiper-tenant");
+pub(crate) const TENANT: HeaderName = HeaderName::from_static("x-sandpiper-tenant");
 
 /// The holder of a valid key.
 pub(super) struct Caller {

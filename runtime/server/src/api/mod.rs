@@ -25,6 +25,7 @@ mod tenants;
 mod upload;
 mod versions;
 
+pub(crate) use auth::TENANT;
 pub(crate) use deployments::Deployments;
 
 use crate::{

@@ -161,6 +161,9 @@ async fn upload_model(
     });
     let outcome = outcome.await??;
     let version = outcome.version();
+    if activate {
+        app.models.restore(&tenant.name, &name);
+    }
     let key =
         ModelKey { tenant: tenant.name.clone(), model: name.clone(), version: version.version };
     let status = match &outcome {

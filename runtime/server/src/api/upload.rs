@@ -1,79 +1,19 @@
 //! Reading what a client sends, never more of it than it may send.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
-
 use axum::{
     body::Body,
     extract::{FromRequest, Multipart, Request},
 };
 use bytes::Bytes;
 use http::{StatusCode, header};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::respond::Problem;
-
-/// A client gets this much time for nothing, and then a second for each [`RATE_BYTES`] that it has sent: whoever sends
-/// more slowly keeps a place from others.
-const TIME_FREE: Duration = Duration::from_secs(20);
-const RATE_BYTES: u64 = 16 * 1024;
-
-/// A body whose sender must keep a pace.
-struct Paced {
-    body: Body,
-    began: Instant,
-    received: u64,
-    deadline: Pin<Box<Sleep>>,
-}
-
-/// The sender was slower than it may be.
-#[derive(Debug, thiserror::Error)]
-#[error("the body came too slowly")]
-struct TooSlow;
-
-impl Paced {
-    fn new(body: Body) -> Self {
-        let began = Instant::now();
-        let deadline = Box::pin(sleep_until(began + TIME_FREE));
-        Paced { body, began, received: 0, deadline }
-    }
-}
-
-impl http_body::Body for Paced {
-    type Data = Bytes;
-    type Error = axum::BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
-        match Pin::new(&mut self.body).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.received += frame.data_ref().map_or(0, |data| data.len() as u64);
-                let earned = Duration::from_secs(self.received / RATE_BYTES);
-                let until = self.began + TIME_FREE + earned;
-                self.deadline.as_mut().reset(until);
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => match self.deadline.as_mut().poll(context) {
-                Poll::Ready(()) => Poll::Ready(Some(Err(TooSlow.into()))),
-                Poll::Pending => Poll::Pending,
-            },
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+use crate::{
+    edge::{Paced, TooSlow},
+    respond::Problem,
+};
 
 /// What became of a body that could not be read.
 fn refusal(error: &(dyn std::error::Error + 'static), too_large: Problem) -> Problem {

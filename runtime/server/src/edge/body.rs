@@ -20,6 +20,11 @@ pub(crate) enum EdgeBody {
         body: GuestBody,
         _places: Arc<[Permit; 2]>,
     },
+    /// An inference's answer, which keeps its place in the tenant's gate in the same way.
+    Held {
+        bytes: Bytes,
+        _place: Permit,
+    },
     Api(axum::body::Body),
 }
 
@@ -38,8 +43,12 @@ impl Body for EdgeBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut *self {
-            EdgeBody::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
-            EdgeBody::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            EdgeBody::Full(bytes) | EdgeBody::Held { bytes, .. } if bytes.is_empty() => {
+                Poll::Ready(None)
+            }
+            EdgeBody::Full(bytes) | EdgeBody::Held { bytes, .. } => {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
             EdgeBody::Guest { body, .. } => {
                 Pin::new(body).poll_frame(context).map(|frame| frame.map(|f| f.map_err(Into::into)))
             }
@@ -51,7 +60,7 @@ impl Body for EdgeBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            EdgeBody::Full(bytes) => bytes.is_empty(),
+            EdgeBody::Full(bytes) | EdgeBody::Held { bytes, .. } => bytes.is_empty(),
             EdgeBody::Guest { body, .. } => body.is_end_stream(),
             EdgeBody::Api(body) => body.is_end_stream(),
         }
@@ -59,7 +68,9 @@ impl Body for EdgeBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            EdgeBody::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            EdgeBody::Full(bytes) | EdgeBody::Held { bytes, .. } => {
+                SizeHint::with_exact(bytes.len() as u64)
+            }
             EdgeBody::Guest { body, .. } => body.size_hint(),
             EdgeBody::Api(body) => body.size_hint(),
         }

@@ -27,14 +27,16 @@ use tokio::{
 
 mod body;
 mod guard;
+mod pace;
 
 pub(crate) use body::EdgeBody;
+pub(crate) use pace::{Paced, TooSlow};
 
 use crate::{
     api,
     app::App,
     config::ServeOptions,
-    dispatch,
+    dispatch, oip,
     respond::{ERROR_HEADER, Problem, REQUEST_ID},
 };
 
@@ -171,7 +173,12 @@ impl Server {
     }
 }
 
-/// Functions are answered without a router in between; everything else goes to the control plane's routes.
+/// Says that a response was made with the whole of the request's body read, so that the next request can follow it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyWasRead;
+
+/// Functions and inferences are answered without a router in between; everything else goes to the control plane's
+/// routes.
 async fn answer(
     app: Arc<App>,
     routes: axum::Router,
@@ -180,10 +187,16 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<EdgeBody>, Infallible> {
     let may_leave_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
-    let mut response = match request.uri().path().starts_with(dispatch::PREFIX) {
-        true => dispatch::answer(&app, &peer, request).await,
-        false => api::answer(routes, request).await,
+    let path = request.uri().path();
+    let mut response = if path.starts_with(dispatch::PREFIX) {
+        dispatch::answer(&app, &peer, request).await
+    } else if oip::rest::is_path(path) {
+        oip::rest::answer(&app, request).await
+    } else {
+        api::answer(routes, request).await
     };
+    let may_leave_body =
+        may_leave_body && response.extensions_mut().remove::<BodyWasRead>().is_none();
     // A refusal may come before the body is read, and then hyper ends the connection. A client that is not told would
     // send its next request into the void.
     if may_leave_body && response.headers().contains_key(ERROR_HEADER) {

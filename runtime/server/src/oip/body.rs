@@ -1,0 +1,70 @@
+//! Reading the body of a request, never more of it than it may have.
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use http_body::Body as _;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+
+use super::OipError;
+use crate::edge::{Paced, TooSlow};
+
+/// Why a body could not be read.
+#[derive(Debug)]
+pub(super) enum BodyError {
+    TooLarge,
+    TooSlow,
+    BrokeOff,
+}
+
+impl From<BodyError> for OipError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLarge => {
+                OipError::TooLarge("the request's body is larger than it may be".to_owned())
+            }
+            BodyError::TooSlow => OipError::DeadlineExceeded(
+                "the body came too slowly; send it again over a faster connection".to_owned(),
+            ),
+            BodyError::BrokeOff => OipError::invalid("the body broke off"),
+        }
+    }
+}
+
+/// A whole body of at most `bytes_max` bytes. Most are here with their heads, and are read without a copy or a timer.
+pub(super) async fn read(mut body: Incoming, bytes_max: usize) -> Result<Bytes, BodyError> {
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(BodyError::TooLarge);
+    }
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let first = match body.frame().now_or_never() {
+        Some(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        Some(Some(Err(_))) => return Err(BodyError::BrokeOff),
+        Some(None) => return Ok(Bytes::new()),
+        None => Bytes::new(),
+    };
+    let left = bytes_max.checked_sub(first.len()).ok_or(BodyError::TooLarge)?;
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    // What is announced is taken at its word only as far as it has come.
+    let rest = match Limited::new(Paced::new(body), left).collect().await {
+        Ok(rest) => rest.to_bytes(),
+        Err(error) if is::<LengthLimitError>(&*error) => return Err(BodyError::TooLarge),
+        Err(error) if is::<TooSlow>(&*error) => return Err(BodyError::TooSlow),
+        Err(_) => return Err(BodyError::BrokeOff),
+    };
+    if first.is_empty() {
+        return Ok(rest);
+    }
+    let mut whole = BytesMut::with_capacity(first.len() + rest.len());
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&rest);
+    Ok(whole.freeze())
+}
+
+fn is<T: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<T>())
+}

@@ -1,0 +1,66 @@
+//! Who calls, and on behalf of which tenant.
+
+use std::sync::Arc;
+
+use sandpiper_control::{Principal, Tenant};
+use sandpiper_domain::{ModelScope, Scope, ScopeSet};
+use time::OffsetDateTime;
+
+use super::OipError;
+use crate::{admission::Permit, app::App};
+
+/// The holder of a valid key and the tenant that it speaks for.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) tenant: Arc<Tenant>,
+    scopes: ScopeSet,
+}
+
+impl Caller {
+    /// `key` is the bearer token. `named_tenant` is what `x-sandpiper-tenant` says; only the operator's is heeded, and
+    /// the operator's key needs it.
+    pub(crate) fn find(
+        app: &App,
+        key: Option<&str>,
+        named_tenant: Option<&str>,
+    ) -> Result<Self, OipError> {
+        let key = key.ok_or_else(OipError::no_key)?;
+        let principal = app.catalog.find_key(key, OffsetDateTime::now_utc())?;
+        let snapshot = app.catalog.snapshot();
+        let (tenant, scopes) = match principal {
+            Principal::Tenant { tenant, scopes, .. } => (snapshot.tenant(&tenant), scopes),
+            Principal::Operator => {
+                let text = "with the operator's key, name the tenant in `x-sandpiper-tenant`";
+                let named = named_tenant.ok_or_else(|| OipError::invalid(text))?;
+                let tenant = named.parse().ok().and_then(|name| snapshot.tenant(&name));
+                (tenant, ScopeSet::all())
+            }
+        };
+        let no_tenant = || OipError::NotFound("there is no such tenant".to_owned());
+        Ok(Caller { tenant: tenant.ok_or_else(no_tenant)?.clone(), scopes })
+    }
+
+    /// Fails unless the key has one of these scopes.
+    pub(crate) fn must_have(&self, any: &[Scope]) -> Result<(), OipError> {
+        match any.iter().any(|scope| self.scopes.contains(*scope)) {
+            true => Ok(()),
+            false => Err(OipError::missing_scope(any[0])),
+        }
+    }
+
+    /// Whose names count: the tenant's own models, and `owner/name` where they are granted.
+    pub(crate) fn scope(&self) -> ModelScope {
+        ModelScope { tenant: self.tenant.name.clone(), bindings: None }
+    }
+
+    /// Lets one inference in, under the tenant's rate and concurrency. The permit must live until the answer is sent.
+    pub(crate) async fn enter(&self, app: &App) -> Result<Permit, OipError> {
+        self.must_have(&[Scope::Invoke])?;
+        Ok(app.admission(&self.tenant).enter_inference().await?)
+    }
+
+    /// The longest request body, in bytes.
+    pub(crate) fn body_bytes_max(&self) -> usize {
+        (self.tenant.sandbox.request_body_mib as usize) << 20
+    }
+}
