@@ -1,6 +1,6 @@
 //! `sandpiper bench` against a real server: its counts are the server's, and nothing that failed is left out.
 
-use sandpiper_tests::{Server, guest, model};
+use sandpiper_tests::{Server, Tenant, guest, model};
 use serde_json::Value;
 
 use crate::cli::{Person, member};
@@ -13,12 +13,16 @@ fn with_short<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
 
 /// A tenant with a function and a model of the name `both`, the function `counter` and the model `iris`.
 fn loaded(server: &Server) -> Person {
+    loaded_with_tenant(server).1
+}
+
+fn loaded_with_tenant(server: &Server) -> (Tenant, Person) {
     let (tenant, person) = member(server);
     tenant.deploy("counter", "auth = \"key\"\n");
     tenant.put_function("both", &guest("counter"), "auth = \"key\"\n").expect(201);
     tenant.put_model("both", &model("iris")).expect(201);
     tenant.put_model("iris", &model("iris")).expect(201);
-    person
+    (tenant, person)
 }
 
 #[test]
@@ -121,4 +125,50 @@ fn failures_are_counted_and_decide_the_exit_code() {
     // What fails at the first request is not worth a run.
     let stranger = Person::new(&server, "sp_wrong");
     stranger.fails(4, &["bench", "function", "acme/counter"]);
+}
+
+#[test]
+fn a_model_is_loaded_with_inputs_made_for_it() {
+    let server = Server::start();
+    let (tenant, person) = loaded_with_tenant(&server);
+    let count = || {
+        let stats = tenant.client.get("/v2/models/iris/stats").expect(200).json();
+        stats["model_stats"][0]["inference_stats"]["success"]["count"].as_u64().unwrap()
+    };
+    let before = count();
+    let result = person.json(&with_short(&["bench", "model", "iris", "-c", "1,4"]));
+    assert_eq!(result["kind"], "model");
+    for level in result["levels"].as_array().unwrap() {
+        assert_eq!(level["errors"], serde_json::json!({}), "{level}");
+        let number = |pointer: &str| level.pointer(pointer).and_then(Value::as_f64).unwrap();
+        assert_eq!(number("/server/requests"), number("/requests_sent"), "{level}");
+        assert!(number("/server/compute_us_mean") > 0.0);
+        assert!(number("/server/compute_us_mean") <= number("/latency_us/mean"));
+        assert!(number("/server/batch_size_mean") >= 1.0);
+    }
+    assert_eq!(count() - before, result["requests_sent"].as_u64().unwrap());
+}
+
+#[test]
+fn inputs_are_shaped_sent_as_bytes_or_read_from_a_file() {
+    let server = Server::start();
+    let person = loaded(&server);
+    let rows = |extra: &[&str]| {
+        let arguments = [&["bench", "model", "iris", "-c", "1"], extra].concat();
+        let level = &person.json(&with_short(&arguments))["levels"][0];
+        assert!(level["requests"].as_u64().unwrap() > 0, "{level}");
+    };
+    rows(&["--shape", "X:8,4"]);
+    rows(&["--binary"]);
+    let input =
+        r#"{"inputs":[{"name":"X","datatype":"FP32","shape":[1,4],"data":[6.3,3.3,6,2.5]}]}"#;
+    rows(&["--input", &person.file("iris.json", input.as_bytes())]);
+    let wrong = person.file("wrong.json", b"{\"inputs\":[]}");
+    let refused = person.fails(6, &["bench", "model", "iris", "--input", &wrong]);
+    assert!(!refused["message"].as_str().unwrap().contains("answered 400"), "{refused}");
+    let hint = person.fails(2, &["bench", "model", "iris", "--shape", "X:8,5"])["hint"].clone();
+    assert!(hint.as_str().unwrap().contains("[-1, 4]"), "{hint}");
+    person.fails(2, &["bench", "model", "iris", "--path", "/x"]);
+    person.fails(2, &["bench", "model", "iris?x"]);
+    person.fails(5, &["bench", "model", "nothing"]);
 }
