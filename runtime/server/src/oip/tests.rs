@@ -339,8 +339,8 @@ proptest! {
 /// never ends.
 #[test]
 fn mutations_of_good_requests_are_read_without_a_panic() {
-    let head = br#"{"id":"1","parameters":{"binary_data_output":true},"inputs":[{"name":"a","shape":[2,2],"datatype":"INT16","parameters":{"binary_data_size":8}},{"name":"s","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":6}},{"name":"b","shape":[2,1],"datatype":"FP32","data":[[1.5],[-2e3]]}],"outputs":[{"name":"y","parameters":{"binary_data":true}}]}"#;
-    let good = [&head[..], &[1, 0, 2, 0, 3, 0, 4, 0], &2u32.to_le_bytes(), b"ab"].concat();
+    let head = br#"{"id":"1","parameters":{"binary_data_output":true},"inputs":[{"name":"a","shape":[2,2],"datatype":"INT16","parameters":{"binary_data_size":8}},{"name":"b","shape":[2,1],"datatype":"FP32","data":[[1.5],[-2e3]]}],"outputs":[{"name":"y","parameters":{"binary_data":true}}]}"#;
+    let good = [&head[..], &[1, 0, 2, 0, 3, 0, 4, 0]].concat();
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move |below: usize| {
         state ^= state << 13;
@@ -371,6 +371,6 @@ fn mutations_of_good_requests_are_read_without_a_panic() {
         };
         accepted += usize::from(whole(&body, Some(length)).is_ok());
     }
-    // BYTES are refused at the end, so that none of these is a request that a model could take.
-    assert_eq!(accepted, 0);
+    // Some mutations harm nothing, and most do.
+    assert!((100..10_000).contains(&accepted), "{accepted} of 20000");
 }

@@ -1,0 +1,339 @@
+//! What is malformed in the protocol: 400 in its own shape, and a server that goes on.
+
+use std::{process::Command, time::Duration};
+
+use sandpiper_tests::{Answer, Connection, Server, Tenant, model};
+use serde_json::{Value, json};
+
+use crate::oip::{IRIS, iris, question, refused};
+
+/// A request of one input, with these members in place of good ones.
+fn input(more: Value) -> Value {
+    let mut input =
+        json!({ "name": "X", "shape": [1, 4], "datatype": "FP32", "data": [5.1, 3.5, 1.4, 0.2] });
+    input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({ "inputs": [input] })
+}
+
+fn good(tenant: &Tenant) {
+    tenant.client.post_json(IRIS, &input(json!({}))).expect(200);
+}
+
+#[test]
+fn every_malformed_input_is_refused_with_words() {
+    let mut server = Server::start();
+    let tenant = iris(&server);
+    for (more, words) in [
+        (json!({ "shape": [1, 5] }), "5 elements; 4 were given"),
+        (json!({ "shape": [1, 3] }), "3 elements; more were given"),
+        (json!({ "shape": [2, 2] }), "shape"),
+        (json!({ "shape": [4] }), "shape"),
+        (json!({ "shape": [-1, 4] }), "negative"),
+        (json!({ "shape": [1, -4] }), "negative"),
+        (json!({ "shape": [1, 4, 1, 1, 1, 1, 1, 1, 1] }), "8 dimensions"),
+        (json!({ "shape": [4294967296u64, 4294967296u64] }), "overflows"),
+        (json!({ "shape": [1.5, 4] }), "not as expected"),
+        (json!({ "shape": "1,4" }), "not as expected"),
+        (json!({ "datatype": "FLOAT" }), "unknown datatype `FLOAT`"),
+        (json!({ "datatype": "" }), "unknown datatype"),
+        (json!({ "datatype": 7 }), "not as expected"),
+        (json!({ "datatype": "FP64" }), "FP64"),
+        (json!({ "datatype": "BF16" }), "BF16"),
+        (json!({ "datatype": "INT64" }), "element 0 is a number that it cannot hold"),
+        (json!({ "datatype": "BYTES", "data": ["a", "b", "c", "d"] }), "BYTES"),
+        (json!({ "datatype": "BYTES" }), "BYTES"),
+        (json!({ "name": "Y" }), "no input `Y`"),
+        (json!({ "name": "" }), "no input"),
+        (json!({ "data": [1, 2, 3, "4"] }), "element 3 is a string"),
+        (json!({ "data": [1, 2, 3, null] }), "element 3 is null"),
+        (json!({ "data": [[1, 2], [3, 4]] }), "nested"),
+        (json!({ "data": { "0": 1 } }), "nested"),
+        (json!({ "data": 5 }), "nested"),
+        (json!({ "data": null }), "neither"),
+        (json!({ "parameters": { "binary_data_size": 16 } }), "both"),
+        (json!({ "parameters": { "shared_memory_region": "r" } }), "shared memory"),
+    ] {
+        let answer = tenant.client.post_json(IRIS, &input(more.clone()));
+        let status = if words == "shared memory" { 501 } else { 400 };
+        let said = refused(answer, status);
+        assert!(said.contains(words), "{more}: {said:?} does not say {words:?}");
+    }
+    good(&tenant);
+    server.still_runs();
+}
+
+#[test]
+fn every_malformed_body_is_refused_with_words() {
+    let mut server = Server::start();
+    let tenant = iris(&server);
+    let one = input(json!({}))["inputs"][0].clone();
+    let with = |more: Value| question(&[json!([5.1, 3.5, 1.4, 0.2])], more).to_string();
+    let cases: Vec<(String, &str)> = vec![
+        (String::new(), "not as expected"),
+        ("{".to_owned(), "not as expected"),
+        ("[]".to_owned(), "not as expected"),
+        ("{}".to_owned(), "inputs"),
+        ("\u{0}".to_owned(), "not as expected"),
+        ("[".repeat(50_000), "not as expected"),
+        (json!({ "inputs": 5 }).to_string(), "not as expected"),
+        (json!({ "inputs": [] }).to_string(), "`X` is missing"),
+        (json!({ "inputs": [one, one] }).to_string(), "twice"),
+        (json!({ "inputs": [{ "name": "X" }] }).to_string(), "not as expected"),
+        (input(json!({})).to_string().replace("5.1", "NaN"), "not as expected"),
+        (input(json!({})).to_string().replace("5.1", "Infinity"), "not as expected"),
+        (input(json!({})).to_string().replace("5.1", "1e99"), "element 0"),
+        (with(json!({ "id": 7 })), "not as expected"),
+        (with(json!({ "parameters": { "timeout": -1 } })), "not as expected"),
+        (with(json!({ "parameters": { "timeout": "soon" } })), "not as expected"),
+        (with(json!({ "outputs": [{ "name": "zz" }] })), "no output `zz`"),
+        (with(json!({ "outputs": [{ "name": "label" }, { "name": "label" }] })), "twice"),
+        (
+            with(
+                json!({ "outputs": [{ "name": "label" }, { "name": "label" }, { "name": "label" }] }),
+            ),
+            "3 outputs",
+        ),
+        (with(json!({ "outputs": [{}] })), "not as expected"),
+    ];
+    for (body, words) in cases {
+        let said = refused(tenant.client.call("POST", IRIS).body(&body).send(), 400);
+        let body: String = body.chars().take(200).collect();
+        assert!(said.contains(words), "{body}: {said:?} does not say {words:?}");
+    }
+    good(&tenant);
+    server.still_runs();
+}
+
+fn binary(tenant: &Tenant, length: &str, body: &[u8]) -> Answer {
+    let call = tenant.client.call("POST", IRIS);
+    call.header("inference-header-content-length", length).body(body).send()
+}
+
+#[test]
+fn lengths_of_binary_tensors_must_add_up() {
+    let mut server = Server::start();
+    let tenant = iris(&server);
+    let head = |datatype: &str, shape: &str, size: u64| {
+        format!(
+            r#"{{"inputs":[{{"name":"X","shape":{shape},"datatype":"{datatype}","parameters":{{"binary_data_size":{size}}}}}]}}"#
+        )
+    };
+    let fp32 = head("FP32", "[1,4]", 16);
+    let length = fp32.len();
+    let whole = |head: &str, data: &[u8]| [head.as_bytes(), data].concat();
+    binary(&tenant, &length.to_string(), &whole(&fp32, &[0; 16])).expect(200);
+    for (length, body, words) in [
+        (format!("{}", length + 17), whole(&fp32, &[0; 16]), "the body has"),
+        ("18446744073709551615".to_owned(), whole(&fp32, &[0; 16]), "the body has"),
+        (length.to_string(), whole(&fp32, &[0; 15]), "15 are left"),
+        (length.to_string(), whole(&fp32, &[0; 17]), "1 bytes more"),
+        (format!("{}", length - 1), whole(&fp32, &[0; 16]), "not as expected"),
+        ("-1".to_owned(), whole(&fp32, &[0; 16]), "no length"),
+        ("99999999999999999999999".to_owned(), whole(&fp32, &[0; 16]), "no length"),
+        ("x".to_owned(), whole(&fp32, &[0; 16]), "no length"),
+    ] {
+        let said = refused(binary(&tenant, &length, &body), 400);
+        assert!(said.contains(words), "{length}: {said:?} does not say {words:?}");
+    }
+    for (head, data, words) in [
+        (head("FP32", "[1,4]", 12), vec![0; 12], "16 bytes; 12 were given"),
+        (head("FP32", "[1,4]", u64::MAX), vec![0; 16], "16 are left"),
+        (head("FP32", "[4611686018427387904]", 0), vec![], "overflows"),
+        (head("BYTES", "[1]", 6), b"\x09\0\0\0ab".to_vec(), "length is 9"),
+        (head("BYTES", "[1]", 6), b"\xff\xff\xff\xffab".to_vec(), "length is 4294967295"),
+        (head("BYTES", "[2]", 6), b"\x02\0\0\0ab".to_vec(), "2 elements; 1 were given"),
+        (head("BYTES", "[1]", 2), b"ab".to_vec(), "no whole BYTES element"),
+        (head("BYTES", "[1]", 6), b"\x02\0\0\0ab".to_vec(), "numbers and booleans"),
+        (head("BF16", "[1,4]", 8), vec![0; 8], "BF16"),
+    ] {
+        let said = refused(binary(&tenant, &head.len().to_string(), &whole(&head, &data)), 400);
+        assert!(said.contains(words), "{head}: {said:?} does not say {words:?}");
+    }
+    // A raw body, without any JSON.
+    binary(&tenant, "0", &[0; 32]).expect(200);
+    assert!(refused(binary(&tenant, "0", &[0; 15]), 400).contains("bytes"));
+    refused(binary(&tenant, "0", &[]), 400);
+    good(&tenant);
+    server.still_runs();
+}
+
+fn head_of_request(tenant: &Tenant, more: &str) -> String {
+    format!("POST {IRIS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n{more}\r\n", tenant.key)
+}
+
+#[test]
+fn chunks_of_one_byte_are_one_body() {
+    let server = Server::start();
+    let tenant = iris(&server);
+    let body = input(json!({})).to_string();
+    let mut connection = server.connect();
+    connection.send(head_of_request(&tenant, "transfer-encoding: chunked\r\n"));
+    for byte in body.as_bytes() {
+        connection.send([b"1\r\n", &[*byte][..], b"\r\n"].concat());
+    }
+    connection.send("0\r\n\r\n");
+    let answer = connection.answer().expect(200);
+    assert_eq!(answer.json()["model_name"], "iris");
+    // The same a byte at a time with the length told, on the same connection.
+    connection.send(head_of_request(&tenant, &format!("content-length: {}\r\n", body.len())));
+    for byte in body.as_bytes() {
+        connection.send([*byte]);
+    }
+    assert_eq!(connection.answer().expect(200).body, answer.body);
+}
+
+#[test]
+fn a_connection_outlives_a_request_that_was_read_and_refused() {
+    let server = Server::start();
+    let tenant = iris(&server);
+    let mut connection = server.connect();
+    let send = |connection: &mut Connection, body: &str| {
+        let length = format!("content-length: {}\r\n", body.len());
+        connection.send(head_of_request(&tenant, &length)).send(body);
+        connection.answer()
+    };
+    let answer = send(&mut connection, "{}");
+    assert_eq!(answer.header("connection"), None);
+    refused(answer, 400);
+    send(&mut connection, &input(json!({})).to_string()).expect(200);
+}
+
+#[test]
+fn a_body_that_breaks_off_harms_nobody() {
+    let mut server = Server::start();
+    let tenant = iris(&server);
+    for more in ["content-length: 500\r\n", "transfer-encoding: chunked\r\n"] {
+        let mut connection = server.connect();
+        connection.send(head_of_request(&tenant, more)).send("5\r\n{\"inp");
+        drop(connection);
+    }
+    good(&tenant);
+    server.still_runs();
+}
+
+/// Packs bytes with Python's zlib, which is nobody's of this repository.
+fn packed(encoding: &str, expression: &str) -> Vec<u8> {
+    let wbits = if encoding == "gzip" { 31 } else { 15 };
+    let code = format!(
+        "import sys, zlib; c = zlib.compressobj(9, zlib.DEFLATED, {wbits}); sys.stdout.buffer.write(c.compress({expression}) + c.flush())"
+    );
+    let output = Command::new("python3").args(["-c", &code]).output().expect("there is a python3");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn packed_bodies_are_unpacked_and_bombs_are_not() {
+    let mut server = Server::start();
+    let tenant = iris(&server);
+    let send = |encoding: &str, body: &[u8]| {
+        tenant.client.call("POST", IRIS).header("content-encoding", encoding).body(body).send()
+    };
+    let body = input(json!({})).to_string();
+    let plain = tenant.client.call("POST", IRIS).body(&body).send().expect(200);
+    for encoding in ["gzip", "deflate"] {
+        let good = packed(encoding, &format!("b'''{body}'''"));
+        assert_eq!(send(encoding, &good).expect(200).body, plain.body);
+        assert!(refused(send(encoding, &good[..good.len() / 2]), 400).contains("cut off"));
+        refused(send(encoding, body.as_bytes()), 400);
+        // Zeros: the standard tier takes 16 MiB.
+        let bomb = packed(encoding, "bytes(1 << 27)");
+        assert!(bomb.len() < 256 << 10);
+        assert!(refused(send(encoding, &bomb), 400).contains("16 MiB"));
+    }
+    assert!(server.memory_peak_mib() < 500, "{} MiB", server.memory_peak_mib());
+    refused(send("br", body.as_bytes()), 400);
+    refused(send("gzip, gzip", body.as_bytes()), 400);
+    good(&tenant);
+    server.still_runs();
+}
+
+#[test]
+fn a_body_over_the_tenants_limit_is_refused() {
+    let server = Server::start();
+    let tenant = server.tenant("small", "free");
+    tenant.put_model("iris", &model("iris")).expect(201);
+    let long = vec![b' '; (1 << 20) + 1];
+    refused(tenant.client.call("POST", IRIS).body(&long).send(), 413);
+    refused(tenant.client.call("POST", IRIS).chunked(&long).send(), 413);
+}
+
+#[test]
+fn paths_and_methods_that_are_not_there_are_told_in_the_protocols_shape() {
+    let server = Server::start();
+    let tenant = iris(&server);
+    for path in ["/v2/", "/v2/nothing", "/v2/models/iris/generate", "/v2/systemsharedmemory/status"]
+    {
+        if path != "/v2/" {
+            refused(tenant.client.get(path), 404);
+        }
+    }
+    for (method, path, allow) in [
+        ("GET", IRIS, "POST"),
+        ("PUT", "/v2/models/iris", "GET, HEAD"),
+        ("POST", "/v2/health/live", "GET, HEAD"),
+        ("GET", "/v2/repository/index", "POST"),
+        ("DELETE", "/v2/logging", "GET, HEAD, POST"),
+    ] {
+        let answer = tenant.client.call(method, path).send();
+        assert_eq!(answer.header("allow"), Some(allow), "{method} {path}");
+        refused(answer, 405);
+    }
+    for path in ["/v2/models/..%2Fx", "/v2/models/%00", "/v2/models/a%20b", "/v2/models/@1"] {
+        refused(tenant.client.get(path), 400);
+    }
+    refused(tenant.client.get("/v2/models/nobody"), 404);
+    refused(tenant.client.get("/v2/models/nobody/ready"), 404);
+    refused(tenant.client.post_json("/v2/models/nobody/infer", &input(json!({}))), 404);
+    refused(tenant.client.get(&format!("/v2/models/{}", "a".repeat(5_000))), 400);
+}
+
+#[test]
+fn an_answer_that_json_cannot_say_is_told_so() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "standard");
+    tenant.put_model("same", &model("identity-fp32.onnx")).expect(201);
+    let about = tenant.client.get("/v2/models/same").expect(200).json();
+    let sizes = about["inputs"][0]["shape"].as_array().unwrap().iter();
+    let shape: Vec<i64> = sizes.map(|size| size.as_i64().unwrap().max(1)).collect();
+    let count = shape.iter().product::<i64>() as usize;
+    let ask = |number: f32, binary: bool| {
+        let head = json!({
+            "parameters": { "binary_data_output": binary },
+            "inputs": [{ "name": about["inputs"][0]["name"], "datatype": "FP32", "shape": shape,
+                "parameters": { "binary_data_size": count * 4 } }],
+        });
+        let head = head.to_string();
+        let data = number.to_le_bytes().repeat(count);
+        let call = tenant.client.call("POST", "/v2/models/same/infer");
+        let call = call.header("inference-header-content-length", &head.len().to_string());
+        call.body([head.as_bytes(), &data].concat()).send()
+    };
+    assert!(ask(f32::NAN, false).expect(200).json()["outputs"][0]["data"][0].is_null());
+    assert!(refused(ask(f32::INFINITY, false), 400).contains("binary_data"));
+    let answer = ask(f32::INFINITY, true).expect(200);
+    assert!(answer.body.ends_with(&f32::INFINITY.to_le_bytes().repeat(count)));
+}
+
+#[test]
+fn a_deadline_that_passes_is_told_and_the_model_goes_on() {
+    let mut server = Server::start();
+    let tenant = server.tenant("acme", "standard");
+    tenant.put_model("slow", &model("slow.onnx")).expect(201);
+    let about = tenant.client.get("/v2/models/slow").expect(200).json();
+    let input = &about["inputs"][0];
+    let shape: Vec<i64> =
+        input["shape"].as_array().unwrap().iter().map(|n| n.as_i64().unwrap().max(1)).collect();
+    let data = vec![0; shape.iter().product::<i64>() as usize];
+    let body = |timeout: Duration| {
+        json!({ "parameters": { "timeout": timeout.as_micros() as u64 },
+            "inputs": [{ "name": input["name"], "datatype": input["datatype"], "shape": shape, "data": data }] })
+    };
+    let path = "/v2/models/slow/infer";
+    let answer = tenant.client.post_json(path, &body(Duration::from_millis(1)));
+    assert!([503, 504].contains(&answer.status), "{answer:?}");
+    let status = answer.status;
+    assert!(refused(answer, status).contains("deadline"));
+    tenant.client.post_json(path, &body(Duration::from_secs(60))).expect(200);
+    server.still_runs();
+}
