@@ -4,14 +4,18 @@
 
 mod alloc;
 mod backend;
+mod batch;
 mod contain;
 mod contract;
+mod cost;
 mod error;
+mod health;
 mod model;
 mod plane;
 mod pool;
 mod profile;
 mod registry;
+mod scheduler;
 mod stats;
 
 pub use alloc::WalledAllocator;

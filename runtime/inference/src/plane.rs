@@ -10,16 +10,16 @@ use std::{
 use bytes::Bytes;
 use dashmap::DashMap;
 use futures::{FutureExt, future::Shared};
-use sandpiper_domain::{BoxFuture, ModelKey, TenantName};
+use sandpiper_domain::{BoxFuture, ModelKey, ModelOptions, TenantName};
 use tokio::sync::oneshot;
 
 use crate::{
     LoadError, LoadedModel, ModelStats,
     backend::{Program, tract},
     contain,
-    model::Job,
     pool::{Owned, Pool},
     registry::{Loaded, Pending, Registry},
+    scheduler::Scheduler,
 };
 
 /// Loads that may wait for a loader thread.
@@ -56,7 +56,7 @@ impl Default for Config {
 /// Loads models once and runs them on its own threads.
 pub struct InferencePlane {
     registry: Arc<Registry>,
-    compute: Arc<Pool<Job>>,
+    compute: Arc<Scheduler>,
     loaders: Pool<Load>,
     inspectors: Pool<Load>,
     stats: DashMap<ModelKey, Arc<ModelStats>>,
@@ -68,7 +68,8 @@ type Source = Box<dyn FnOnce() -> Result<Bytes, String> + Send>;
 struct Load {
     place: Option<Place>,
     source: Source,
-    compute: Arc<Pool<Job>>,
+    options: ModelOptions,
+    compute: Arc<Scheduler>,
     stats: Arc<ModelStats>,
     reply: oneshot::Sender<Loaded>,
 }
@@ -89,9 +90,7 @@ impl InferencePlane {
         let loaders = LOADERS_MAX.min(config.threads);
         let loaders = start("sandpiper-load", loaders, LOADS_WAITING_MAX)?;
         let inspectors = start("sandpiper-inspect", INSPECTORS, INSPECTIONS_WAITING_MAX)?;
-        let capacity = config.queue_capacity;
-        let share = capacity / SHARE;
-        let compute = Pool::start("sandpiper-infer", config.threads, capacity, share, Job::work)?;
+        let compute = Scheduler::start(config.threads, config.queue_capacity)?;
         let registry = Arc::new(Registry::new(config.models_bytes_max));
         let compute = Arc::new(compute);
         let stats = DashMap::new();
@@ -105,24 +104,45 @@ impl InferencePlane {
         key: &ModelKey,
         bytes: impl FnOnce() -> Result<Bytes, String> + Send + 'static,
     ) -> Result<Arc<LoadedModel>, LoadError> {
+        self.load_with(key, ModelOptions::default(), bytes).await
+    }
+
+    /// The same with options, which count where the model is not in memory yet.
+    pub async fn load_with(
+        &self,
+        key: &ModelKey,
+        options: ModelOptions,
+        bytes: impl FnOnce() -> Result<Bytes, String> + Send + 'static,
+    ) -> Result<Arc<LoadedModel>, LoadError> {
         match self.loaded(key) {
             Some(model) => Ok(model),
-            None => self.join_load(key, Box::new(bytes)).await,
+            None => self.join_load(key, options, Box::new(bytes)).await,
         }
     }
 
     /// Parses and optimises `bytes` on the thread of uploads without registering the model: for uploads, whose version
     /// does not exist yet. See [`InferencePlane::register`].
     pub async fn inspect(&self, bytes: Bytes) -> Result<Arc<LoadedModel>, LoadError> {
+        self.inspect_with(ModelOptions::default(), bytes).await
+    }
+
+    /// The same with options.
+    pub async fn inspect_with(
+        &self,
+        options: ModelOptions,
+        bytes: Bytes,
+    ) -> Result<Arc<LoadedModel>, LoadError> {
         let (reply, outcome) = oneshot::channel();
         let (source, compute) = (Box::new(|| Ok(bytes)), self.compute.clone());
-        let load = Load { place: None, source, compute, stats: Arc::default(), reply };
+        let stats = Arc::default();
+        let load = Load { place: None, source, options, compute, stats, reply };
         self.inspectors.push(load).map_err(|_| LoadError::Saturated)?;
         outcome.await.unwrap_or(Err(LoadError::Panicked))
     }
 
     /// Makes an inspected model the one of `key`, so that its first use need not load it again.
     pub fn register(&self, key: ModelKey, model: Arc<LoadedModel>) {
+        model.belongs_to(&key.tenant);
         self.stats.insert(key.clone(), model.stats().clone());
         self.registry.add(key, model);
     }
@@ -161,7 +181,12 @@ impl InferencePlane {
         self.registry.len()
     }
 
-    fn join_load(&self, key: &ModelKey, source: Source) -> Shared<BoxFuture<'static, Loaded>> {
+    fn join_load(
+        &self,
+        key: &ModelKey,
+        options: ModelOptions,
+        source: Source,
+    ) -> Shared<BoxFuture<'static, Loaded>> {
         let mut pending = self.registry.pending();
         if let Some(model) = self.loaded(key) {
             return ready(Ok(model));
@@ -173,7 +198,7 @@ impl InferencePlane {
         let id = next_id();
         let place = Place { key: key.clone(), id, registry: Arc::downgrade(&self.registry) };
         let (compute, stats) = (self.compute.clone(), self.stats(key));
-        let load = Load { place: Some(place), source, compute, stats, reply };
+        let load = Load { place: Some(place), source, options, compute, stats, reply };
         let outcome = async move { outcome.await.unwrap_or(Err(LoadError::Panicked)) };
         let outcome = outcome.boxed().shared();
         pending.insert(key.clone(), Pending { id, outcome: outcome.clone() });
@@ -205,14 +230,15 @@ impl Owned for Load {
 
 impl Load {
     fn work(self) {
-        let Load { place, source, compute, stats, reply } = self;
+        let Load { place, source, options, compute, stats, reply } = self;
         if place.is_none() && reply.is_closed() {
             return;
         }
         // A panic of `source` is our own fault: the hook prints it, and the callers are told all the same.
-        let outcome = catch_unwind(AssertUnwindSafe(|| prepare(source, compute, stats)))
+        let outcome = catch_unwind(AssertUnwindSafe(|| prepare(source, &options, compute, stats)))
             .unwrap_or(Err(LoadError::Panicked));
         if let (Some(place), Ok(model)) = (&place, &outcome) {
+            model.belongs_to(&place.key.tenant);
             place.keep(model);
         }
         drop(place);
@@ -220,10 +246,15 @@ impl Load {
     }
 }
 
-fn prepare(source: Source, compute: Arc<Pool<Job>>, stats: Arc<ModelStats>) -> Loaded {
+fn prepare(
+    source: Source,
+    options: &ModelOptions,
+    compute: Arc<Scheduler>,
+    stats: Arc<ModelStats>,
+) -> Loaded {
     let bytes = source().map_err(LoadError::Bytes)?;
-    let program: Arc<dyn Program> = tract::load(&bytes)?;
-    Ok(Arc::new(LoadedModel::new(program, compute, bytes.len() as u64, stats)))
+    let program: Arc<dyn Program> = tract::load(&bytes, options)?;
+    Ok(Arc::new(LoadedModel::new(program, compute, bytes.len() as u64, options, stats)))
 }
 
 impl Place {

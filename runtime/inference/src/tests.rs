@@ -3,4 +3,5 @@
 mod hostile;
 mod models;
 mod plane;
+mod scheduler;
 mod sizes;

@@ -20,12 +20,12 @@ fn square() -> Vec<NamedTensor> {
     vec![f32s("x", &[512, 512], &vec![0.001; 512 * 512])]
 }
 
-fn one_row() -> Vec<NamedTensor> {
+pub(super) fn one_row() -> Vec<NamedTensor> {
     vec![f32s("x", &[1, 3], &[1., 2., 3.])]
 }
 
 /// Keeps the one compute thread of a plane busy until the future is dropped.
-async fn busy(plane: &Arc<InferencePlane>) -> tokio::task::JoinHandle<()> {
+pub(super) async fn busy(plane: &Arc<InferencePlane>) -> tokio::task::JoinHandle<()> {
     let model = plane.inspect(slow(1000)).await.unwrap();
     let mut call = model.infer(request(square()));
     // The first look at the future queues the call, so that an empty queue means that it runs.
@@ -36,7 +36,7 @@ async fn busy(plane: &Arc<InferencePlane>) -> tokio::task::JoinHandle<()> {
     })
 }
 
-async fn depth(plane: &InferencePlane, depth: usize) {
+pub(super) async fn depth(plane: &InferencePlane, depth: usize) {
     let patience = Instant::now() + Duration::from_secs(30);
     while plane.queue_depth() != depth {
         assert!(Instant::now() < patience, "{} calls wait, not {depth}", plane.queue_depth());
@@ -126,7 +126,7 @@ async fn a_full_queue_refuses_and_a_dropped_call_frees_its_place() {
     // Half of the places are the most that one tenant has.
     let first = call("acme");
     depth(&plane, 1).await;
-    assert_eq!(call("acme").await.unwrap().unwrap_err(), InferenceError::Saturated);
+    assert_eq!(call("acme").await.unwrap().unwrap_err(), InferenceError::TenantSaturated);
     let second = call("beta");
     depth(&plane, 2).await;
     assert_eq!(call("gamma").await.unwrap().unwrap_err(), InferenceError::Saturated);

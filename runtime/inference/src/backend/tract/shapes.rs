@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tract_onnx::prelude::{InferenceModel, TVec, TractResult};
 
-use super::{audit::Declared, fact::fixed, plan::Plan};
+use super::{audit::Declared, plan::Plan};
 use crate::contain::contained_within;
 
 /// Plans kept for one model; the one that was used longest ago makes room.
@@ -41,11 +41,7 @@ impl PlansByShape {
 
     /// Makes a plan without keeping it.
     pub(super) fn build(&self, shapes: &[TVec<usize>]) -> TractResult<Plan> {
-        let mut model = self.model.clone();
-        for (index, (slot, shape)) in self.declared.inputs.iter().zip(shapes).enumerate() {
-            model.set_input_fact(index, fixed(slot, shape))?;
-        }
-        Plan::build(model)
+        Plan::for_shapes(&self.model, &self.declared, shapes)
     }
 
     fn slot(&self, shapes: &[TVec<usize>]) -> Slot {
