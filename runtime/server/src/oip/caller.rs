@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use sandpiper_control::{Principal, Tenant};
+use sandpiper_control::{KeyError, Principal, Tenant};
 use sandpiper_domain::{ModelScope, Scope, ScopeSet};
 use time::OffsetDateTime;
 
 use super::OipError;
-use crate::{admission::Permit, app::App};
+use crate::{
+    admission::{Permit, Refusal},
+    app::App,
+};
 
 /// The holder of a valid key and the tenant that it speaks for.
 #[derive(Debug, Clone)]
@@ -62,5 +65,22 @@ impl Caller {
     /// The longest request body, in bytes.
     pub(crate) fn body_bytes_max(&self) -> usize {
         (self.tenant.sandbox.request_body_mib as usize) << 20
+    }
+}
+
+impl From<KeyError> for OipError {
+    fn from(error: KeyError) -> Self {
+        OipError::Unauthenticated(error.to_string())
+    }
+}
+
+impl From<Refusal> for OipError {
+    fn from(refusal: Refusal) -> Self {
+        let text = match refusal {
+            Refusal::Rate => "the tenant sends requests faster than its limit",
+            Refusal::QueueFull => "as many requests run and wait as the tenant's limits allow",
+            Refusal::Waited => "the request waited too long for its turn",
+        };
+        OipError::TooManyRequests(text.to_owned())
     }
 }

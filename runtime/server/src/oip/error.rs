@@ -1,9 +1,6 @@
 //! Why a request of the protocol failed, before any transport gives it a status.
 
-use sandpiper_control::KeyError;
 use sandpiper_domain::{InferenceError, Scope};
-
-use crate::admission::Refusal;
 
 /// An error on its way to a client. Its text never holds a path, a pointer, another tenant's name or tensor values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -144,22 +141,5 @@ impl From<InferenceError> for OipError {
             }
             InferenceError::Runtime(_) => OipError::Internal(text),
         }
-    }
-}
-
-impl From<KeyError> for OipError {
-    fn from(error: KeyError) -> Self {
-        OipError::Unauthenticated(error.to_string())
-    }
-}
-
-impl From<Refusal> for OipError {
-    fn from(refusal: Refusal) -> Self {
-        let text = match refusal {
-            Refusal::Rate => "the tenant sends requests faster than its limit",
-            Refusal::QueueFull => "as many requests run and wait as the tenant's limits allow",
-            Refusal::Waited => "the request waited too long for its turn",
-        };
-        OipError::TooManyRequests(text.to_owned())
     }
 }

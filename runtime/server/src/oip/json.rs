@@ -1,8 +1,8 @@
 //! Tensors as JSON: numbers straight from the text to little-endian bytes and back.
 //!
-//! Integers keep every bit and floats are rounded once, to their own type: nothing passes through `f64` on its way. JSON
-//! has no words for NaN and infinity. In a request they are refused; in an answer a NaN is `null`, as KServe's servers
-//! write it, and an infinity is an error that says to ask for binary data.
+//! Integers keep every bit and floats are rounded once, to their own type: nothing passes through `f64` on its way.
+//! JSON has no words for NaN and infinity. In a request they are refused; in an answer a NaN is `null`, as KServe's
+//! servers write it, and an infinity is an error that says to ask for binary data.
 
 use half::{bf16, f16};
 use sandpiper_domain::{DataType, NamedTensor, RANK_MAX, Tensor};
