@@ -76,7 +76,7 @@ fn connections_that_end_are_made_again() {
     });
     let (tally, sent, _) = run(port, 1, None, LONG);
     let broken = tally.failures.get(&Failure::Broken).copied().unwrap_or(0);
-    assert!(broken > 0 && tally.latencies.len() > 0, "{tally:?}");
+    assert!(broken > 0 && !tally.latencies.is_empty(), "{tally:?}");
     assert_eq!(tally.latencies.len() + broken, sent);
 }
 
