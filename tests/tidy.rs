@@ -82,7 +82,8 @@ const TABLE: [(&str, &[&str], &[&str]); 6] = [
         &["domain", "inference", "sandbox", "control"],
         &["rusqlite", "tract*", "wasmtime*"],
     ),
-    ("cli", &["domain", "server"], &["rusqlite", "tract*", "wasmtime*", "axum", "hyper*"]),
+    // hyper is there as the client that `bench` loads a server with.
+    ("cli", &["domain", "server"], &["rusqlite", "tract*", "wasmtime*", "axum", "tonic"]),
 ];
 
 fn root() -> &'static Path {

@@ -13,14 +13,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A person at a terminal, with a folder and settings of their own.
-struct Person {
+pub(crate) struct Person {
     folder: TempDir,
     server: String,
     key: String,
 }
 
 impl Person {
-    fn new(server: &Server, key: &str) -> Self {
+    pub(crate) fn new(server: &Server, key: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("sandpiper-cli-").tempdir().unwrap();
         Person { folder, server: server.url(), key: key.to_owned() }
     }
@@ -40,13 +40,13 @@ impl Person {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// Runs what must succeed; gives what it printed.
     #[track_caller]
-    fn good(&self, arguments: &[&str]) -> String {
+    pub(crate) fn good(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:#?}");
         String::from_utf8(output.stdout).unwrap()
@@ -54,14 +54,14 @@ impl Person {
 
     /// Runs what must succeed, with `--json`.
     #[track_caller]
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let text = self.good(&[&["--json"], arguments].concat());
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
     }
 
     /// Runs what must fail with this exit code; gives the error as JSON. Without `--json` the code is the same.
     #[track_caller]
-    fn fails(&self, code: i32, arguments: &[&str]) -> Value {
+    pub(crate) fn fails(&self, code: i32, arguments: &[&str]) -> Value {
         let plain = self.run(arguments);
         assert_eq!(plain.status.code(), Some(code), "{arguments:?}: {plain:#?}");
         let output = self.run(&[&["--json"], arguments].concat());
@@ -72,7 +72,7 @@ impl Person {
         error["error"].clone()
     }
 
-    fn file(&self, name: &str, content: &[u8]) -> String {
+    pub(crate) fn file(&self, name: &str, content: &[u8]) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         path.display().to_string()
@@ -83,7 +83,7 @@ fn operator(server: &Server) -> Person {
     Person::new(server, OPERATOR_KEY)
 }
 
-fn member(server: &Server) -> (Tenant, Person) {
+pub(crate) fn member(server: &Server) -> (Tenant, Person) {
     let tenant = server.tenant("acme", "dedicated");
     let person = Person::new(server, &tenant.key);
     (tenant, person)

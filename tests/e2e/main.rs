@@ -8,6 +8,7 @@
 
 mod cancel;
 mod cli;
+mod cli_bench;
 mod edge;
 mod examples;
 mod functions;

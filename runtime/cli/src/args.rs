@@ -1,10 +1,13 @@
 //! The command line.
 
+mod bench;
+
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandpiper_domain::{AliasName, FunctionName, ModelName, Scope, Selector, TenantName};
 
+pub(crate) use self::bench::{Bench, InputShape};
 use crate::error::EXIT_CODES;
 
 /// Sandpiper: a serverless runtime for inference.
@@ -55,6 +58,8 @@ pub(crate) enum Command {
     Deploy(Deploy),
     /// Send a request to a function
     Invoke(Invoke),
+    /// Measure a model or a function under load
+    Bench(Bench),
     /// Show and change functions
     #[command(subcommand)]
     Functions(Functions),

@@ -8,6 +8,7 @@
 //! sandpiper-bench instantiate COMPONENT FOLDER                p50 and p99 of making and dropping a sandbox, in µs
 //! sandpiper-bench scheduler MODEL...                          calls per second with batches and without, and t(b)
 //! sandpiper-bench budget MODELS FIT SECONDS                   MODELS models of which FIT fit the budget, Zipf traffic
+//! sandpiper-bench tract MODEL SHAPE                           p50 and p99 of the bare run of a model, in µs
 //! ```
 
 mod budget;
@@ -15,6 +16,7 @@ mod client;
 mod instantiate;
 mod native;
 mod scheduler;
+mod tract;
 
 use std::{
     io::{Write, stdout},
@@ -40,6 +42,7 @@ fn main() -> anyhow::Result<()> {
             instantiate::measure(Path::new(component), Path::new(folder))
         }
         ["scheduler", first, rest @ ..] => scheduler::measure(&[&[*first], rest].concat()),
+        ["tract", model, shape] => tract::measure(Path::new(model), shape),
         _ => anyhow::bail!("see the head of tests/bench/src/main.rs"),
     }
 }

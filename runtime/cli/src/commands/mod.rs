@@ -1,5 +1,6 @@
 //! One file per verb. Each takes its arguments and a [`Context`], and prints its own result.
 
+mod bench;
 mod build;
 mod catalog;
 mod config;
@@ -55,6 +56,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Build { path } => build::run(context, &path)?,
         Command::Deploy(arguments) => deploy::run(context, &arguments)?,
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
+        Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
