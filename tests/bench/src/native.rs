@@ -139,8 +139,6 @@ impl Runner {
 
     async fn run(&self, name: &str, tensor: Tensor) -> anyhow::Result<Vec<NamedTensor>> {
         let request = InferenceRequest {
-            share: Share { weight: 1, band: Band::Normal },
-            batch_with_others: true,
             tenant: self.tenant.clone(),
             share: Share { weight: 16, band: Band::Normal },
             batch_with_others: true,
