@@ -12,6 +12,7 @@ mod client;
 mod connection;
 mod grpc;
 mod metrics;
+pub mod onnx;
 mod server;
 mod tenant;
 mod wait;

@@ -3,5 +3,6 @@
 mod hostile;
 mod models;
 mod plane;
+mod registry;
 mod scheduler;
 mod sizes;
