@@ -10,6 +10,8 @@ use std::sync::{
 /// The bytes of all models alive.
 pub(crate) struct Ledger {
     resident: AtomicU64,
+    /// Bytes that loads under way are taken to need.
+    reserved: AtomicU64,
     /// Wakes whoever makes room when a model has grown.
     grew: SyncSender<()>,
 }
@@ -18,12 +20,35 @@ impl Ledger {
     /// The receiver hears when a model has grown; several growths may be one message.
     pub(crate) fn new() -> (Arc<Self>, std::sync::mpsc::Receiver<()>) {
         let (grew, hears) = sync_channel(1);
-        (Arc::new(Ledger { resident: AtomicU64::new(0), grew }), hears)
+        (Arc::new(Ledger { resident: AtomicU64::new(0), reserved: AtomicU64::new(0), grew }), hears)
     }
 
     /// Bytes of all models alive, in the registry or not.
     pub(crate) fn resident(&self) -> u64 {
         self.resident.load(Relaxed)
+    }
+
+    /// Bytes that loads under way are taken to need.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved.load(Relaxed)
+    }
+
+    /// Sets bytes aside until the result is dropped.
+    pub(crate) fn reserve(self: &Arc<Self>, bytes: u64) -> Reservation {
+        self.reserved.fetch_add(bytes, Relaxed);
+        Reservation { ledger: self.clone(), bytes }
+    }
+}
+
+/// Bytes set aside for a load.
+pub(crate) struct Reservation {
+    ledger: Arc<Ledger>,
+    bytes: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.ledger.reserved.fetch_sub(self.bytes, Relaxed);
     }
 }
 

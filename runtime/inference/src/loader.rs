@@ -9,7 +9,7 @@ use bytes::Bytes;
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 
 use crate::{
-    LoadError, LoadedModel, ModelSpec, ModelStats, Trial,
+    LoadError, LoadedModel, ModelSpec, ModelStats, Trial, alloc,
     backend::{Program, tract},
     registry::{Loaded, Registry},
     response_cache::ResponseCache,
@@ -18,6 +18,8 @@ use crate::{
 
 /// Warming up ends here, between two steps of the graph; the model is ready all the same.
 const WARM_UP: Duration = Duration::from_secs(5);
+/// How often the weights are in memory while a plan is made of them, give or take.
+const WEIGHTS_HELD: u64 = 5;
 /// Inputs larger than this are not made up for warming up.
 const MADE_UP_BYTES_MAX: usize = 64 << 20;
 
@@ -47,9 +49,14 @@ impl Loader {
         is_upload: bool,
     ) -> Loaded {
         let ModelSpec { bytes, digest, options, samples } = spec;
-        self.registry.wait_for_room(bytes.len() as u64)?;
-        let program: Arc<dyn Program> = tract::load(&bytes, &options)?;
+        let needed = (bytes.len() as u64).saturating_mul(WEIGHTS_HELD);
+        let reservation = self.registry.wait_for_room(needed)?;
+        let program = tract::load(&bytes, &options);
         drop(bytes);
+        // What was needed on the way is several times what is left.
+        alloc::give_back_pages();
+        let program = program?;
+        drop(reservation);
         program.footprint().enter(self.registry.ledger());
         warm_up(&*program, &samples)?;
         let responses = options.cache.then(|| self.responses.of_model(digest, stats.clone()));

@@ -14,7 +14,10 @@ use dashmap::DashMap;
 use futures::future::Shared;
 use sandpiper_domain::{BoxFuture, ModelKey};
 
-use crate::{LoadError, LoadedModel, alloc, footprint::Ledger};
+use crate::{
+    LoadError, LoadedModel, alloc,
+    footprint::{Ledger, Reservation},
+};
 
 pub(crate) type Loaded = Result<Arc<LoadedModel>, LoadError>;
 
@@ -24,6 +27,9 @@ const ROOM_PAUSE: Duration = Duration::from_millis(2);
 /// After that wait a load goes on as long as all models alive take less than this many halves of the budget: what
 /// still runs will end, and a refusal would be a failure that the next moment does not need.
 const OVERSHOOT_HALVES: u64 = 3;
+
+/// No load reserves more than this part of the budget: a large model need not drive all others out before it is there.
+const RESERVED_PART: u64 = 3;
 
 /// A load on its way, which others may wait for.
 pub(crate) struct Pending {
@@ -105,7 +111,7 @@ impl Registry {
         let used = AtomicU64::new(self.now());
         let pinned = AtomicBool::new(model.options().pinned);
         self.models.insert(key.clone(), Entry { model, used, pinned });
-        Ok(self.forget_down_to(self.bytes_max, Some(&key)))
+        Ok(self.forget_down_to(self.unreserved(), Some(&key)))
     }
 
     /// Whether the model could be added: it is not larger than what pinned models leave of the budget, those that
@@ -129,20 +135,22 @@ impl Registry {
         }
     }
 
-    /// Makes room for about `bytes`, and waits a while for what was forgotten and still runs. On a loader thread.
-    pub(crate) fn wait_for_room(&self, bytes: u64) -> Result<(), LoadError> {
-        let target = self.bytes_max.saturating_sub(bytes);
+    /// Makes room for about `bytes`, and waits a while for what was forgotten and still runs. The room stays reserved
+    /// until the result is dropped. On a loader thread.
+    pub(crate) fn wait_for_room(&self, bytes: u64) -> Result<Reservation, LoadError> {
+        let reservation = self.ledger.reserve(bytes.min(self.bytes_max / RESERVED_PART));
         let begun = Instant::now();
         loop {
+            let target = self.unreserved();
             let registered = self.make_room(target);
             let resident = self.ledger.resident();
             // What only pinned models fill does not get emptier.
             if resident <= target || registered >= resident {
-                return Ok(());
+                return Ok(reservation);
             }
             if begun.elapsed() >= ROOM_PATIENCE {
                 let limit = (self.bytes_max / 2).saturating_mul(OVERSHOOT_HALVES);
-                return if resident <= limit { Ok(()) } else { Err(LoadError::Saturated) };
+                return if resident <= limit { Ok(reservation) } else { Err(LoadError::Saturated) };
             }
             thread::sleep(ROOM_PAUSE);
         }
@@ -160,7 +168,12 @@ impl Registry {
 
     /// Forgets models until the budget holds again, after one has grown.
     pub(crate) fn hold_budget(&self) {
-        self.make_room(self.bytes_max);
+        self.make_room(self.unreserved());
+    }
+
+    /// What loads under way leave of the budget.
+    fn unreserved(&self) -> u64 {
+        self.bytes_max.saturating_sub(self.ledger.reserved())
     }
 
     fn lock_room(&self) -> MutexGuard<'_, ()> {

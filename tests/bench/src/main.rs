@@ -7,8 +7,10 @@
 //! sandpiper-bench hold COUNT URL KEY BODY                     leaves COUNT requests half sent until stdin ends
 //! sandpiper-bench instantiate COMPONENT FOLDER                p50 and p99 of making and dropping a sandbox, in µs
 //! sandpiper-bench scheduler MODEL...                          calls per second with batches and without, and t(b)
+//! sandpiper-bench budget MODELS FIT SECONDS                   MODELS models of which FIT fit the budget, Zipf traffic
 //! ```
 
+mod budget;
 mod client;
 mod instantiate;
 mod native;
@@ -30,6 +32,9 @@ fn main() -> anyhow::Result<()> {
         ["first", url, rest @ ..] => client::first(&client::Call::new(url, rest)?),
         ["hold", count, url, rest @ ..] => {
             client::hold(count.parse()?, &client::Call::new(url, rest)?)
+        }
+        ["budget", models, fit, seconds] => {
+            budget::measure(models.parse()?, fit.parse()?, seconds.parse()?)
         }
         ["instantiate", component, folder] => {
             instantiate::measure(Path::new(component), Path::new(folder))

@@ -139,6 +139,8 @@ impl Runner {
 
     async fn run(&self, name: &str, tensor: Tensor) -> anyhow::Result<Vec<NamedTensor>> {
         let request = InferenceRequest {
+            share: Share { weight: 1, band: Band::Normal },
+            batch_with_others: true,
             tenant: self.tenant.clone(),
             deadline: Some(Instant::now() + WALL),
             share: Share { weight: 4, band: Band::Normal },
