@@ -51,7 +51,7 @@ impl Loader {
         let ModelSpec { bytes, digest, options, samples } = spec;
         let needed = (bytes.len() as u64).saturating_mul(WEIGHTS_HELD);
         let reservation = self.registry.wait_for_room(needed)?;
-        let program = tract::load(&bytes, &options);
+        let program = tract::load(&bytes, &options, &samples);
         drop(bytes);
         // What was needed on the way is several times what is left.
         alloc::give_back_pages();

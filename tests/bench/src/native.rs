@@ -143,9 +143,7 @@ impl Runner {
             batch_with_others: true,
             tenant: self.tenant.clone(),
             deadline: Some(Instant::now() + WALL),
-            share: Share { weight: 4, band: Band::Normal },
             inputs: vec![NamedTensor { name: name.to_owned(), tensor }],
-            batch_with_others: true,
         };
         Ok(self.model.infer(request).await?.outputs)
     }

@@ -55,7 +55,7 @@ fn work() -> io::Result<()> {
         alloc::within_or_exit(memory, MEMORY_EXIT, || {
             // Batches are measured where the model will run.
             let options = ModelOptions { batching: false, ..ModelOptions::default() };
-            let program = tract::load(&model, &options)?;
+            let program = tract::load(&model, &options, &samples)?;
             warm_up(&*program, &samples)
         })
     })?;

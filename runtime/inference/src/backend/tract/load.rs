@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sandpiper_domain::{ModelOptions, ModelSignature, TensorSpec};
+use sandpiper_domain::{ModelOptions, ModelSignature, NamedTensor, TensorSpec};
 use tract_onnx::prelude::{Framework, InferenceModel, TVec, TractError};
 
 use super::{
@@ -39,11 +39,16 @@ const RANK_UNKNOWN: [i64; 1] = [-1];
 
 /// Parses, checks and optimises. Run it on a thread with a deep stack: tract recurses.
 /// Measures what batches bring, too.
-pub(crate) fn load(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadError> {
-    let (program, held) = measured_within(room(bytes.len()), || parse(bytes, options))
-        .map_err(|_| LoadError::Panicked)?;
+pub(crate) fn load(
+    bytes: &[u8],
+    options: &ModelOptions,
+    samples: &[Vec<NamedTensor>],
+) -> Result<Arc<dyn Program>, LoadError> {
+    let loaded = measured_within(room(bytes.len()), || parse(bytes, options, samples));
+    let (program, held) = loaded.map_err(|_| LoadError::Panicked)?;
     let program = program?;
-    program.footprint().add(held);
+    // Plans by shape that were kept on the way have been counted already.
+    program.footprint().add(held.saturating_sub(program.footprint().bytes()));
     Ok(program)
 }
 
@@ -52,7 +57,11 @@ fn room(file: usize) -> usize {
     WORK_BYTES_MAX.saturating_add(file.saturating_mul(WEIGHTS_HELD))
 }
 
-fn parse(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadError> {
+fn parse(
+    bytes: &[u8],
+    options: &ModelOptions,
+    samples: &[Vec<NamedTensor>],
+) -> Result<Arc<dyn Program>, LoadError> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     let broken = || match begins_like_onnx(bytes) {
         true => LoadError::Truncated,
@@ -71,7 +80,7 @@ fn parse(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadE
         return Err(LoadError::Malformed(text));
     }
     let mut program = program(model.clone(), declared.clone(), room(bytes.len()))?;
-    batch::fit(&mut program, &model, &declared, options);
+    batch::fit(&mut program, &model, &declared, options, samples);
     Ok(Arc::new(program))
 }
 
