@@ -139,9 +139,9 @@ impl Runner {
 
     async fn run(&self, name: &str, tensor: Tensor) -> anyhow::Result<Vec<NamedTensor>> {
         let request = InferenceRequest {
-            tenant: self.tenant.clone(),
-            share: Share { weight: 16, band: Band::Normal },
+            share: Share { weight: 1, band: Band::Normal },
             batch_with_others: true,
+            tenant: self.tenant.clone(),
             deadline: Some(Instant::now() + WALL),
             inputs: vec![NamedTensor { name: name.to_owned(), tensor }],
         };
