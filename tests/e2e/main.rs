@@ -21,6 +21,8 @@ mod oip;
 mod oip_bad_input;
 mod oip_repository;
 mod persistence;
+mod registry;
+mod scheduler;
 mod sharing;
 mod tensors;
 mod uploads;

@@ -131,6 +131,9 @@ fn run_cases(tenant: &Tenant, file: &str, name: &str, cases: &[Value]) {
             let json = answer.json();
             let code = json["error"]["code"].as_str().unwrap();
             assert!(["model_failed", "model_invalid_argument"].contains(&code), "{what}: {json}");
+            // A call that ends well in between: three bad ones in a row would put the model in quarantine.
+            let good = cases.iter().find(|case| case["error"] != true).expect("a good case");
+            infer(tenant, name, &good["inputs"]).expect(200);
             continue;
         }
         let outputs = answer.expect(200).json();

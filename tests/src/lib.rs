@@ -11,6 +11,7 @@ mod artefacts;
 mod client;
 mod connection;
 mod metrics;
+pub mod onnx;
 mod server;
 mod tenant;
 mod wait;

@@ -1,10 +1,10 @@
 //! What the plane asks of an engine that runs graphs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 
-use crate::contract::Contract;
+use crate::{Batching, contract::Contract, footprint::Footprint};
 
 pub(crate) mod tract;
 
@@ -19,12 +19,36 @@ pub(crate) trait Program: Send + Sync {
     /// Elements of all weights together.
     fn parameters(&self) -> u64;
 
+    /// Whether calls may run together, and what that was measured to take.
+    fn batching(&self) -> &Batching;
+
+    /// The memory it holds; it may grow with the shapes that come.
+    fn footprint(&self) -> &Arc<Footprint>;
+
     /// Runs the graph on inputs that [`Contract::order`] has put in order, on this thread. Panics of the engine
     /// are contained. `stop` is asked between the steps of the graph; once it says yes the run ends in
     /// [`InferenceError::Timeout`].
-    fn run(
-        &self,
-        inputs: Vec<Tensor>,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<Vec<NamedTensor>, InferenceError>;
+    fn run(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed>;
+}
+
+/// A run that ended well: its outputs in the graph's order, and how long its three parts took.
+pub(crate) struct Ran {
+    pub(crate) outputs: Vec<NamedTensor>,
+    pub(crate) input: Duration,
+    pub(crate) infer: Duration,
+    pub(crate) output: Duration,
+}
+
+/// A run that did not.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) error: InferenceError,
+    /// The engine panicked.
+    pub(crate) panicked: bool,
+}
+
+impl From<InferenceError> for Failed {
+    fn from(error: InferenceError) -> Self {
+        Failed { error, panicked: false }
+    }
 }

@@ -2,93 +2,99 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    future::ready,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use sandpiper_domain::{
-    BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelSignature,
-    TenantName, Tensor,
+    BoxFuture, InferenceError, InferenceRequest, Model, ModelOptions, ModelSignature, TenantName,
+    Tensor,
 };
 use tokio::sync::oneshot;
 
 use crate::{
-    Batching, ModelProfile, ModelStats,
+    ModelProfile, ModelStats,
     backend::Program,
-    pool::{Owned, Pool, Ticket},
+    cost::Costs,
+    health::Health,
+    response_cache::{Lookup, ModelCache},
+    scheduler::{Answer, Ask, Job, Pending, Refusal, Scheduler, Ticket},
 };
 
-type Answer = Result<InferenceOutput, InferenceError>;
-
-/// One call on its way to a compute thread.
-pub(crate) struct Job {
-    tenant: TenantName,
-    program: Arc<dyn Program>,
-    inputs: Vec<Tensor>,
-    deadline: Option<Instant>,
-    queued_at: Instant,
-    stats: Arc<ModelStats>,
-    reply: oneshot::Sender<Answer>,
-}
-
-impl Job {
-    /// Runs the call unless nobody waits for it any more.
-    pub(crate) fn work(self) {
-        let Job { program, inputs, deadline, queued_at, stats, reply, .. } = self;
-        let begun = Instant::now();
-        let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if reply.is_closed() {
-            return;
-        }
-        if late() {
-            let _ = reply.send(Err(InferenceError::Timeout));
-            return;
-        }
-        let stop = || reply.is_closed() || late();
-        let queued = begun.saturating_duration_since(queued_at);
-        let answer = program.run(inputs, &stop);
-        stats.queue.add(1, queued);
-        stats.ran(1, Duration::ZERO, begun.elapsed(), Duration::ZERO);
-        let of_outcome = if answer.is_ok() { &stats.success } else { &stats.fail };
-        of_outcome.add(1, queued_at.elapsed());
-        let answer = answer.map(|outputs| InferenceOutput {
-            outputs,
-            queued,
-            computed: begun.elapsed(),
-            batch_size: 1,
-        });
-        // The program goes first, so that a caller who has the answer holds the last reference.
-        drop(program);
-        let _ = reply.send(answer);
-    }
-}
-
-impl Owned for Job {
-    fn owner(&self) -> Option<&TenantName> {
-        Some(&self.tenant)
-    }
+/// What a model's calls on the compute threads share.
+pub(crate) struct Core {
+    /// Tells this loaded model from all others.
+    pub(crate) id: u64,
+    pub(crate) program: Arc<dyn Program>,
+    /// The sizes of batches, without 1; empty where calls run one by one.
+    pub(crate) sizes: Vec<u32>,
+    pub(crate) delay: Duration,
+    pub(crate) costs: Costs,
+    pub(crate) health: Health,
+    pub(crate) stats: Arc<ModelStats>,
+    /// Axes other than the first may differ from call to call.
+    is_varied: bool,
 }
 
 /// One model version, parsed and optimised. Every function and request that uses the version shares it.
 pub struct LoadedModel {
-    program: Arc<dyn Program>,
-    pool: Arc<Pool<Job>>,
+    core: Arc<Core>,
+    scheduler: Arc<Scheduler>,
     profile: Arc<ModelProfile>,
-    stats: Arc<ModelStats>,
+    options: ModelOptions,
+    responses: Option<ModelCache>,
 }
 
 impl LoadedModel {
-    /// `memory_bytes` is what it counts for in the budget of models.
+    /// `responses` is its part of the cache of answers, where it has one.
     pub(crate) fn new(
         program: Arc<dyn Program>,
-        pool: Arc<Pool<Job>>,
-        memory_bytes: u64,
+        scheduler: Arc<Scheduler>,
+        options: &ModelOptions,
         stats: Arc<ModelStats>,
+        responses: Option<ModelCache>,
     ) -> Self {
-        let batching = Batching { sizes: vec![1], ..Batching::default() };
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (batching, memory_bytes) = (program.batching().clone(), program.footprint().bytes());
         let (operators, parameters) = (program.operators().clone(), program.parameters());
+        let curve = batching.curve.iter().map(|cost| (cost.size, (cost.us * 1e3) as u64));
+        let costs = Costs::new(curve);
+        let sizes = batching.sizes.iter().copied().filter(|size| *size > 1).collect();
+        let inputs = &program.contract().signature.inputs;
+        let is_varied = inputs.iter().any(|input| input.shape.iter().skip(1).any(|size| *size < 0));
+        let core = Core {
+            id: NEXT.fetch_add(1, Relaxed),
+            program,
+            sizes,
+            delay: Duration::from_micros(options.max_delay_us),
+            costs,
+            health: Health::default(),
+            stats,
+            is_varied,
+        };
         let profile = Arc::new(ModelProfile { operators, parameters, memory_bytes, batching });
-        LoadedModel { program, pool, profile, stats }
+        let (core, options) = (Arc::new(core), options.clone());
+        LoadedModel { core, scheduler, profile, options, responses }
+    }
+
+    /// How it is to be run and kept.
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
+    }
+
+    /// What it holds in memory now, in bytes: as in its profile, and what plans for further shapes have added.
+    pub fn memory_bytes(&self) -> u64 {
+        self.core.program.footprint().bytes()
+    }
+
+    /// Whether anybody but the registry has it: calls that wait or run.
+    pub(crate) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.core) > 1
     }
 
     /// What is in it, and what it costs.
@@ -98,7 +104,17 @@ impl LoadedModel {
 
     /// What its calls have come to.
     pub fn stats(&self) -> &Arc<ModelStats> {
-        &self.stats
+        &self.core.stats
+    }
+
+    /// Why the model is in quarantine, if it is: it panicked three times in a row. Loading it again ends that.
+    pub fn quarantine(&self) -> Option<String> {
+        self.core.health.reason()
+    }
+
+    /// Says whose model it is, which matters for who can bring it into quarantine.
+    pub(crate) fn belongs_to(&self, owner: &TenantName) {
+        self.core.health.belongs_to(owner);
     }
 }
 
@@ -110,45 +126,109 @@ impl fmt::Debug for LoadedModel {
 
 impl Model for LoadedModel {
     fn signature(&self) -> &ModelSignature {
-        &self.program.contract().signature
+        &self.core.program.contract().signature
     }
 
     fn infer(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
-        let (program, pool) = (self.program.clone(), self.pool.clone());
-        let stats = self.stats.clone();
+        let lookup = self.responses.as_ref().map(|responses| responses.look_up(&request));
+        match lookup {
+            Some(Lookup::Hit(output)) => Box::pin(ready(Ok(output))),
+            Some(Lookup::Miss(place)) => {
+                let answer = self.compute(request);
+                Box::pin(async move { answer.await.inspect(|output| place.keep(output)) })
+            }
+            Some(Lookup::Pass) | None => self.compute(request),
+        }
+    }
+}
+
+impl LoadedModel {
+    fn compute(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
+        let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
         Box::pin(async move {
-            let inputs = program.contract().order(request.inputs)?;
+            let InferenceRequest { tenant, share, deadline, inputs, batch_with_others } = request;
+            if let Some(refusal) = core.health.refusal(&tenant) {
+                core.stats.rejected.fetch_add(1, Relaxed);
+                return Err(refusal);
+            }
+            let inputs = core.program.contract().order(inputs)?;
+            let (rows, group) = core.group(&inputs);
             let (reply, answer) = oneshot::channel();
-            let tenant = request.tenant;
-            let (deadline, queued_at) = (request.deadline, Instant::now());
-            let ticket = pool
-                .push(Job { tenant, program, inputs, deadline, queued_at, stats, reply })
-                .map_err(|_| InferenceError::Saturated)?;
-            let mut waiting = Waiting { pool, ticket, over: false };
+            let stats = core.stats.clone();
+            let ask = Ask {
+                tenant: &tenant.clone(),
+                share,
+                model: core.id,
+                rows,
+                group,
+                with_others: batch_with_others,
+                deadline,
+                delay: core.delay,
+                floor_ns: core.costs.floor_ns(),
+            };
+            let (queued_at, pending) = (Instant::now(), Pending::new(stats.clone()));
+            let job = Job { core, tenant, inputs, rows, deadline, queued_at, reply, pending };
+            let ticket = match scheduler.push(&ask, job) {
+                Ok(ticket) => ticket,
+                Err((job, refusal)) => {
+                    drop(job);
+                    stats.rejected.fetch_add(1, Relaxed);
+                    return Err(refused(refusal));
+                }
+            };
+            let mut waiting = Waiting { scheduler, ticket, stats, over: false };
             let answer = answer.await;
             waiting.over = true;
             match answer {
                 Ok(answer) => answer,
-                Err(_) => Err(InferenceError::Runtime(
-                    "the call ended without an answer: the inference plane is shutting down"
-                        .to_owned(),
+                Err(_) => Err(InferenceError::Unavailable(
+                    "unavailable: the inference plane is shutting down".to_owned(),
                 )),
             }
         })
     }
 }
 
-/// Takes the call back when its future is dropped while it waits.
+impl Core {
+    /// The rows of a call, and what tells it from calls that it cannot share a batch with; `None` where it runs alone.
+    fn group(&self, inputs: &[Tensor]) -> (usize, Option<u64>) {
+        let rows = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(1);
+        if self.sizes.is_empty() {
+            return (1, None);
+        }
+        if rows == 0 || !self.is_varied {
+            return (rows, (rows > 0).then_some(0));
+        }
+        // Keyed anew in each process: nobody can find shapes that collide.
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let rest: Vec<&[usize]> =
+            inputs.iter().map(|input| input.shape().get(1..).unwrap_or_default()).collect();
+        (rows, Some(HASHER.hash_one(rest)))
+    }
+}
+
+fn refused(refusal: Refusal) -> InferenceError {
+    match refusal {
+        Refusal::Tenant => InferenceError::TenantSaturated,
+        Refusal::Full => InferenceError::Saturated,
+        Refusal::Expired => InferenceError::Timeout,
+        Refusal::Late { retry_after } => InferenceError::Unmeetable { retry_after },
+    }
+}
+
+/// Takes the call back when its future is dropped before the answer is there.
 struct Waiting {
-    pool: Arc<Pool<Job>>,
+    scheduler: Arc<Scheduler>,
     ticket: Ticket,
+    stats: Arc<ModelStats>,
     over: bool,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.over {
-            drop(self.pool.cancel(self.ticket));
+            self.stats.cancelled.fetch_add(1, Relaxed);
+            drop(self.scheduler.cancel(self.ticket));
         }
     }
 }

@@ -14,10 +14,6 @@ use sandpiper_domain::TenantName;
 /// Optimising and running deep graphs recurses. The memory is reserved, not used, until a model needs it.
 const STACK_BYTES: usize = 64 << 20;
 
-/// Names a waiting job, so that its owner can take it back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(u64);
-
 /// A job that waits on somebody's account.
 pub(crate) trait Owned {
     /// `None` for what counts for nobody.
@@ -37,11 +33,10 @@ struct Shared<J> {
     share: usize,
 }
 
-/// `jobs` is in order of the tickets, which only grow; `waiting` counts them by owner and has no zeros.
+/// `waiting` counts the jobs by owner and has no zeros.
 struct Queue<J> {
-    jobs: VecDeque<(Ticket, J)>,
+    jobs: VecDeque<J>,
     waiting: HashMap<TenantName, usize>,
-    next: u64,
     /// Threads that wait for a job. Waking is a system call, so nobody is woken in vain.
     idle: usize,
     closed: bool,
@@ -58,7 +53,7 @@ impl<J: Owned + Send + 'static> Pool<J> {
         handler: impl Fn(J) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let (jobs, waiting) = (VecDeque::new(), HashMap::new());
-        let queue = Mutex::new(Queue { jobs, waiting, next: 0, idle: 0, closed: false });
+        let queue = Mutex::new(Queue { jobs, waiting, idle: 0, closed: false });
         let (ready, share) = (Condvar::new(), share.max(1));
         let shared = Arc::new(Shared { queue, ready, capacity, share });
         let pool = Pool { shared };
@@ -74,7 +69,7 @@ impl<J: Owned + Send + 'static> Pool<J> {
     }
 
     /// Queues a job, or gives it back when the queue is full or has as many of its owner as it may.
-    pub(crate) fn push(&self, job: J) -> Result<Ticket, J> {
+    pub(crate) fn push(&self, job: J) -> Result<(), J> {
         let mut queue = self.shared.lock();
         if queue.jobs.len() >= self.shared.capacity || queue.closed {
             return Err(job);
@@ -88,29 +83,13 @@ impl<J: Owned + Send + 'static> Pool<J> {
                 }
             }
         }
-        let ticket = Ticket(queue.next);
-        queue.next += 1;
-        queue.jobs.push_back((ticket, job));
+        queue.jobs.push_back(job);
         let is_awaited = queue.idle > 0;
         drop(queue);
         if is_awaited {
             self.shared.ready.notify_one();
         }
-        Ok(ticket)
-    }
-
-    /// Takes back a job that no thread has begun; its place is free at once.
-    pub(crate) fn cancel(&self, ticket: Ticket) -> Option<J> {
-        let mut queue = self.shared.lock();
-        let place = queue.jobs.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()?;
-        let (_, job) = queue.jobs.remove(place)?;
-        queue.forget(&job);
-        Some(job)
-    }
-
-    /// Jobs that wait.
-    pub(crate) fn depth(&self) -> usize {
-        self.shared.lock().jobs.len()
+        Ok(())
     }
 }
 
@@ -151,7 +130,7 @@ impl<J: Owned> Shared<J> {
             if queue.closed {
                 return None;
             }
-            if let Some((_, job)) = queue.jobs.pop_front() {
+            if let Some(job) = queue.jobs.pop_front() {
                 queue.forget(&job);
                 return Some(job);
             }
@@ -202,8 +181,8 @@ mod tests {
         (pool.unwrap(), open, done)
     }
 
-    fn settle(pool: &Pool<u32>, depth: usize) {
-        while pool.depth() != depth {
+    fn settle<J: Owned + Send>(pool: &Pool<J>, depth: usize) {
+        while pool.shared.lock().jobs.len() != depth {
             thread::yield_now();
         }
     }
@@ -219,20 +198,6 @@ mod tests {
         assert_eq!(pool.push(4), Err(4));
         (0..4).for_each(|_| open.send(()).unwrap());
         assert_eq!((0..4).map(|_| done.recv().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn a_cancelled_job_gives_its_place_back() {
-        let (pool, open, done) = gated();
-        pool.push(0).unwrap();
-        settle(&pool, 0);
-        let tickets: Vec<_> = (1..=3).map(|job| pool.push(job).unwrap()).collect();
-        assert_eq!(pool.cancel(tickets[1]), Some(2));
-        assert_eq!(pool.cancel(tickets[1]), None);
-        pool.push(4).unwrap();
-        (0..4).for_each(|_| open.send(()).unwrap());
-        assert_eq!((0..4).map(|_| done.recv().unwrap()).collect::<Vec<_>>(), [0, 1, 3, 4]);
-        assert_eq!(pool.cancel(tickets[0]), None);
     }
 
     #[test]
@@ -268,29 +233,22 @@ mod tests {
         let pool = pool.unwrap();
         let push = |tenant: &str, job| pool.push((tenant.parse().unwrap(), job));
         push("acme", 0).unwrap();
-        while pool.depth() != 0 {
-            thread::yield_now();
-        }
+        settle(&pool, 0);
         // The one that runs does not wait.
         push("acme", 1).unwrap();
-        let second = push("acme", 2).unwrap();
+        push("acme", 2).unwrap();
         assert!(push("acme", 3).is_err());
         push("beta", 4).unwrap();
         push("beta", 5).unwrap();
         assert!(push("beta", 6).is_err());
-        // A cancelled job gives its place back once, and so does one that is begun.
-        assert!(pool.cancel(second).is_some() && pool.cancel(second).is_none());
-        push("acme", 7).unwrap();
-        assert!(push("acme", 8).is_err());
+        // One that is begun gives its place back.
         open.send(()).unwrap();
-        while pool.depth() != 3 {
-            thread::yield_now();
-        }
+        settle(&pool, 3);
         push("acme", 9).unwrap();
         assert!(push("acme", 10).is_err());
         (0..5).for_each(|_| open.send(()).unwrap());
         let order: Vec<_> = (0..6).map(|_| done.recv().unwrap()).collect();
-        assert_eq!(order, [0, 1, 4, 5, 7, 9]);
+        assert_eq!(order, [0, 1, 2, 4, 5, 9]);
         assert!(pool.shared.lock().waiting.is_empty());
     }
 }

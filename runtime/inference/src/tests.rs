@@ -4,5 +4,7 @@ mod hostile;
 mod models;
 mod mutations;
 mod plane;
+mod registry;
 mod rewrite;
+mod scheduler;
 mod sizes;

@@ -1,6 +1,7 @@
 //! The wiring: every part of a node, made and joined here.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -22,7 +23,7 @@ use crate::{
     api::Deployments,
     config::{FileSettings, Settings},
     functions::FunctionRuntimes,
-    models::CatalogModels,
+    models::{self, CatalogModels},
 };
 
 /// How often what the catalog has forgotten is swept from memory and disk.
@@ -66,6 +67,8 @@ impl App {
         let mut inference = sandpiper_inference::Config {
             queue_capacity: file.inference_queue,
             models_bytes_max: file.models_mib << 20,
+            responses_bytes_max: file.response_cache_mib << 20,
+            trial: Some(file.trial()),
             ..Default::default()
         };
         if file.inference_threads > 0 {
@@ -94,6 +97,7 @@ impl App {
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
+        tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
@@ -123,6 +127,15 @@ impl App {
         self.draining.store(true, Relaxed);
     }
 
+    /// Lets go of the pins of versions that no alias points at any more.
+    pub(crate) fn unpin_models(&self) {
+        let snapshot = self.catalog.snapshot();
+        self.inference.unpin(|key| {
+            let model = snapshot.model(&key.tenant, &key.model);
+            model.is_some_and(|model| model.versions.is_aliased(key.version))
+        });
+    }
+
     /// Work of the catalog, which waits for the disk, on a thread that may wait.
     pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
@@ -145,7 +158,13 @@ impl App {
             model.is_some_and(|model| model.versions.get(key.version).is_some())
         });
         self.models.sweep();
+        self.unpin_models();
         let snapshot = self.catalog.snapshot().clone();
+        let models = snapshot.tenants().flat_map(|tenant| tenant.models.values());
+        let digests: HashSet<Digest> = models
+            .flat_map(|model| model.versions.iter().map(|(_, version)| version.digest))
+            .collect();
+        self.inference.retain_responses(|digest| digests.contains(digest));
         let functions = snapshot.tenants().flat_map(|tenant| tenant.functions.values());
         let components: Vec<Digest> = functions
             .flat_map(|function| function.versions.iter().map(|(_, version)| version.digest))

@@ -6,11 +6,13 @@
 //! sandpiper-bench first URL [KEY [BODY]]                      µs that one request takes on a warm connection
 //! sandpiper-bench hold COUNT URL KEY BODY                     leaves COUNT requests half sent until stdin ends
 //! sandpiper-bench instantiate COMPONENT FOLDER                p50 and p99 of making and dropping a sandbox, in µs
+//! sandpiper-bench scheduler MODEL...                          calls per second with batches and without, and t(b)
 //! ```
 
 mod client;
 mod instantiate;
 mod native;
+mod scheduler;
 
 use std::{
     io::{Write, stdout},
@@ -32,6 +34,7 @@ fn main() -> anyhow::Result<()> {
         ["instantiate", component, folder] => {
             instantiate::measure(Path::new(component), Path::new(folder))
         }
+        ["scheduler", first, rest @ ..] => scheduler::measure(&[&[*first], rest].concat()),
         _ => anyhow::bail!("see the head of tests/bench/src/main.rs"),
     }
 }

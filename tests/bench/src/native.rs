@@ -21,7 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use sandpiper_domain::{
-    DataType, InferenceRequest, Model, ModelKey, NamedTensor, TenantName, Tensor,
+    Band, DataType, InferenceRequest, Model, ModelKey, NamedTensor, Share, TenantName, Tensor,
 };
 use sandpiper_inference::{Config, InferencePlane, LoadedModel};
 use tokio::net::TcpListener;
@@ -133,7 +133,7 @@ impl Runner {
         let plane = InferencePlane::start(Config::default())?;
         let tenant: TenantName = "bench".parse()?;
         let key = ModelKey { tenant: tenant.clone(), model: "model".parse()?, version: 1 };
-        let model = plane.load(&key, || Ok(bytes)).await?;
+        let model = plane.load(&key, || Ok(bytes.into())).await?;
         Ok(Runner { model, tenant, _plane: plane })
     }
 
@@ -141,7 +141,9 @@ impl Runner {
         let request = InferenceRequest {
             tenant: self.tenant.clone(),
             deadline: Some(Instant::now() + WALL),
+            share: Share { weight: 4, band: Band::Normal },
             inputs: vec![NamedTensor { name: name.to_owned(), tensor }],
+            batch_with_others: true,
         };
         Ok(self.model.infer(request).await?.outputs)
     }

@@ -4,6 +4,7 @@
 //! them a plan is made for each set of input shapes when it first comes.
 
 mod audit;
+mod batch;
 mod convert;
 mod demand;
 mod explain;
@@ -14,9 +15,10 @@ mod load;
 mod plan;
 mod refuse;
 mod rewrite;
+mod rows;
 mod shapes;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 use tract_onnx::prelude::{TVec, Tensor as TractTensor};
@@ -25,17 +27,23 @@ pub(crate) use load::load;
 use plan::{Failure, Plan, Trace};
 use shapes::PlansByShape;
 
-use super::Program;
+use super::{Failed, Program, Ran};
 use crate::{
+    Batching,
     contain::{Panicked, contained},
     contract::Contract,
+    footprint::Footprint,
 };
 
 struct TractProgram {
     contract: Contract,
     operators: BTreeMap<String, u32>,
     parameters: u64,
+    footprint: Arc<Footprint>,
     plans: Plans,
+    /// Plans for so many rows and no other number, where they are faster than the one for all.
+    by_rows: Vec<(usize, Arc<Plan>)>,
+    batching: Batching,
 }
 
 enum Plans {
@@ -57,30 +65,68 @@ impl Program for TractProgram {
         self.parameters
     }
 
-    fn run(
-        &self,
-        inputs: Vec<Tensor>,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<Vec<NamedTensor>, InferenceError> {
+    fn batching(&self) -> &Batching {
+        &self.batching
+    }
+
+    fn footprint(&self) -> &Arc<Footprint> {
+        &self.footprint
+    }
+
+    fn run(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed> {
+        let begun = Instant::now();
         let plan = self.plan(&inputs)?;
-        let tensors =
-            inputs.iter().map(convert::to_tract).collect::<Result<TVec<_>, InferenceError>>()?;
-        drop(inputs);
-        let trace = Trace::default();
-        let outcome = contained(|| {
-            let outputs = plan.run(tensors, stop, &trace)?;
-            Ok(outputs.into_iter().map(convert::from_tract).collect::<Vec<_>>())
-        });
-        match outcome {
-            Ok(Ok(outputs)) => self.name(outputs),
-            Ok(Err(failure)) => Err(explain_failure(&plan, &trace, &failure)),
-            Err(Panicked) => Err(explain_panic(&plan, &trace)),
-        }
+        self.run_with(&plan, inputs, stop, begun)
     }
 }
 
 impl TractProgram {
+    fn new(contract: Contract, declared: audit::Declared, plans: Plans) -> Self {
+        let audit::Declared { operators, parameters, .. } = declared;
+        let (by_rows, batching) = (Vec::new(), Batching::default());
+        let footprint = match &plans {
+            Plans::One(_) => Arc::default(),
+            Plans::ByShape(plans) => plans.footprint(),
+        };
+        TractProgram { contract, operators, parameters, footprint, plans, by_rows, batching }
+    }
+
+    fn run_with(
+        &self,
+        plan: &Plan,
+        inputs: Vec<Tensor>,
+        stop: &dyn Fn() -> bool,
+        begun: Instant,
+    ) -> Result<Ran, Failed> {
+        let tensors =
+            inputs.iter().map(convert::to_tract).collect::<Result<TVec<_>, InferenceError>>()?;
+        drop(inputs);
+        let fed = Instant::now();
+        let trace = Trace::default();
+        let outcome = contained(|| {
+            let outputs = plan.run(tensors, stop, &trace)?;
+            let computed = Instant::now();
+            let outputs = outputs.into_iter().map(convert::from_tract).collect::<Vec<_>>();
+            Ok((outputs, computed))
+        });
+        match outcome {
+            Ok(Ok((outputs, computed))) => Ok(Ran {
+                outputs: self.name(outputs)?,
+                input: fed - begun,
+                infer: computed - fed,
+                output: computed.elapsed(),
+            }),
+            Ok(Err(failure)) => Err(explain_failure(plan, &trace, &failure).into()),
+            Err(Panicked) => Err(Failed { error: explain_panic(plan, &trace), panicked: true }),
+        }
+    }
+
     fn plan(&self, inputs: &[Tensor]) -> Result<Arc<Plan>, InferenceError> {
+        let rows = inputs.first().and_then(|input| input.shape().first());
+        let by_rows = self.by_rows.iter().find(|(size, _)| Some(size) == rows);
+        if let Some((_, plan)) = by_rows {
+            return Ok(plan.clone());
+        }
         match &self.plans {
             Plans::One(plan) => Ok(plan.clone()),
             Plans::ByShape(plans) => {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;
-use sandpiper_domain::{DataType, InferenceError};
+use sandpiper_domain::{DataType, InferenceError, ModelOptions};
 use tract_onnx::pb::{
     AttributeProto, GraphProto, StringStringEntryProto, TensorProto,
     tensor_proto::{DataLocation, DataType as Onnx},
@@ -221,7 +221,7 @@ proptest! {
     #[test]
     fn random_bytes_never_panic_out_of_load(data in proptest::collection::vec(any::<u8>(), 0..200)) {
         crate::contain::install_hook();
-        prop_assert!(tract::load(&data).is_err());
+        prop_assert!(tract::load(&data, &ModelOptions::default()).is_err());
     }
 
     #[test]
@@ -239,6 +239,6 @@ proptest! {
         if let Some(cut) = cut {
             data.truncate(cut.index(data.len()));
         }
-        let _ = tract::load(&data);
+        let _ = tract::load(&data, &ModelOptions::default());
     }
 }

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sandpiper_domain::{ModelSignature, TensorSpec};
+use sandpiper_domain::{ModelOptions, ModelSignature, TensorSpec};
 use tract_onnx::prelude::{Framework, InferenceModel, TVec, TractError};
 
 use super::{
     Plans, TractProgram,
     audit::{self, Declared, Dim, Slot},
+    batch,
     convert::data_type,
     explain::unloadable,
     fact, fold,
@@ -23,22 +24,27 @@ use crate::{
     LoadError,
     alloc::WORK_BYTES_MAX,
     backend::Program,
-    contain::{Panicked, contained, contained_within},
+    contain::{Panicked, contained, measured_within},
     contract::{Contract, Tie, shown},
 };
 
 /// A plan that runs longer than this on the smallest inputs is taken to work.
 const TRIAL: Duration = Duration::from_secs(2);
 /// Sizes tried for free dimensions other than the first. Convolutions refuse images of one pixel.
-const SAMPLE_SIZES: [usize; 2] = [1, 32];
+pub(super) const SAMPLE_SIZES: [usize; 2] = [1, 32];
 /// How often the weights of a model may be in memory while it is loaded.
 const WEIGHTS_HELD: usize = 8;
 /// Stands for the shape of a value whose rank the graph does not state.
 const RANK_UNKNOWN: [i64; 1] = [-1];
 
 /// Parses, checks and optimises. Run it on a thread with a deep stack: tract recurses.
-pub(crate) fn load(bytes: &[u8]) -> Result<Arc<dyn Program>, LoadError> {
-    contained_within(room(bytes.len()), || parse(bytes)).unwrap_or(Err(LoadError::Panicked))
+/// Measures what batches bring, too.
+pub(crate) fn load(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadError> {
+    let (program, held) = measured_within(room(bytes.len()), || parse(bytes, options))
+        .map_err(|_| LoadError::Panicked)?;
+    let program = program?;
+    program.footprint().add(held);
+    Ok(program)
 }
 
 /// The memory that making a plan may take: the weights are held several times on the way.
@@ -46,7 +52,7 @@ fn room(file: usize) -> usize {
     WORK_BYTES_MAX.saturating_add(file.saturating_mul(WEIGHTS_HELD))
 }
 
-fn parse(bytes: &[u8]) -> Result<Arc<dyn Program>, LoadError> {
+fn parse(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadError> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     let broken = || match begins_like_onnx(bytes) {
         true => LoadError::Truncated,
@@ -65,7 +71,9 @@ fn parse(bytes: &[u8]) -> Result<Arc<dyn Program>, LoadError> {
         let text = "it uses a value that nothing defines".to_owned();
         return Err(LoadError::Malformed(text));
     }
-    Ok(Arc::new(program(model, declared, room(bytes.len()))?))
+    let mut program = program(model.clone(), declared.clone(), room(bytes.len()))?;
+    batch::fit(&mut program, &model, &declared, options);
+    Ok(Arc::new(program))
 }
 
 /// Files begin with the field `ir_version`, a small number.
@@ -136,7 +144,11 @@ fn explained(attempt: Result<Result<Plan, TractError>, Panicked>) -> Result<Plan
     }
 }
 
-fn sample(model: &InferenceModel, declared: &Declared, free: usize) -> Option<Vec<TVec<usize>>> {
+pub(super) fn sample(
+    model: &InferenceModel,
+    declared: &Declared,
+    free: usize,
+) -> Option<Vec<TVec<usize>>> {
     declared.inputs.iter().map(|slot| fact::sample(model, slot, free)).collect()
 }
 
@@ -161,8 +173,7 @@ fn with_one_plan(declared: Declared, plan: Plan) -> Result<TractProgram, LoadErr
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
     let contract = contract(&declared, outputs, ties(&declared))?;
-    let Declared { operators, parameters, .. } = declared;
-    Ok(TractProgram { contract, operators, parameters, plans: Plans::One(Arc::new(plan)) })
+    Ok(TractProgram::new(contract, declared, Plans::One(Arc::new(plan))))
 }
 
 /// Checks the graph on samples, and takes from them what the declaration leaves open about the outputs.
@@ -208,8 +219,7 @@ fn with_plans_by_shape(
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
     let contract = contract(&declared, outputs, Vec::new())?;
-    let Declared { operators, parameters, .. } = declared;
-    Ok(TractProgram { contract, operators, parameters, plans: Plans::ByShape(Box::new(plans)) })
+    Ok(TractProgram::new(contract, declared, Plans::ByShape(Box::new(plans))))
 }
 
 /// The declared shape where the sample agrees with it; -1 for every size that it does not settle.

@@ -21,7 +21,8 @@ use tract_onnx::{
     },
 };
 
-use super::{convert::is_symbolic, demand, guard};
+use super::{audit::Declared, convert::is_symbolic, demand, fact::fixed, guard, rows};
+use crate::{contain::contained, footprint::Charge};
 
 /// No value inside a graph may be larger than this: a small input can ask for a huge one.
 pub(super) const TENSOR_BYTES_MAX: u64 = 1 << 30;
@@ -38,6 +39,12 @@ pub(super) struct Plan {
     late: LateSizes,
     /// The types of the inputs, as optimised.
     inputs: Vec<DatumType>,
+    /// Whether no operator mixes what lies on axis 0.
+    carries_rows: bool,
+    /// Nodes that run row by row, so that rows in a batch give the bits that they give alone.
+    row_by_row: HashSet<usize>,
+    /// What it adds to the model's memory, where it was made for some shapes alone.
+    pub(super) charge: Option<Charge>,
 }
 
 /// Why a run gave no outputs. tract's own texts hold values of tensors and go no further.
@@ -64,12 +71,41 @@ impl Plan {
         cast_symbolic_outputs(&mut model)?;
         // Before constants are folded, and after.
         sizes(&model)?;
-        let model = model.into_optimized()?;
+        model.declutter()?;
+        let carries_rows = contained(|| rows::carries_rows(&model).unwrap_or(false));
+        model.optimize()?;
         let (sizes, late) = sizes(&model)?;
         let inputs = (0..model.input_outlets()?.len())
             .map(|index| Ok(model.input_fact(index)?.datum_type))
             .collect::<TractResult<_>>()?;
-        Ok(Plan { runnable: model.into_runnable()?, sizes, late, inputs })
+        let carries_rows = carries_rows.unwrap_or(false);
+        let row_by_row = if carries_rows { rows::sensitive(&model) } else { HashSet::new() };
+        let runnable = model.into_runnable()?;
+        Ok(Plan { runnable, sizes, late, inputs, carries_rows, row_by_row, charge: None })
+    }
+
+    /// The plan for inputs of these shapes and no other.
+    pub(super) fn for_shapes(
+        model: &InferenceModel,
+        declared: &Declared,
+        shapes: &[TVec<usize>],
+    ) -> TractResult<Self> {
+        let mut model = model.clone();
+        for (index, (slot, shape)) in declared.inputs.iter().zip(shapes).enumerate() {
+            model.set_input_fact(index, fixed(slot, shape))?;
+        }
+        Plan::build(model)
+    }
+
+    /// Whether axis 0 of the outputs is that of the inputs; says why not.
+    pub(super) fn keeps_rows(&self) -> Result<(), &'static str> {
+        rows::keeps_rows(self.runnable.model())
+            .unwrap_or(Err("the shapes of the model are not known"))
+    }
+
+    /// Whether the structure of the graph keeps the rows of a batch apart.
+    pub(super) fn carries_rows(&self) -> bool {
+        self.carries_rows
     }
 
     /// What an output is known to be.
@@ -115,7 +151,10 @@ impl Plan {
                 refused.set(Some(Failure::TooLarge));
                 return Err(format_err!("a value too large"));
             }
-            eval(context, op_state, node, inputs)
+            match self.row_by_row.contains(&node.id) && rows::are_several(&inputs) {
+                true => rows::eval_apart(context, &*node.op, &inputs),
+                false => eval(context, op_state, node, inputs),
+            }
         });
         if outcome.is_err() {
             let other = || if stop() { Failure::Stopped } else { Failure::Failed };

@@ -1,0 +1,157 @@
+//! Quarantine: a model that keeps panicking is run no more.
+//!
+//! Three calls in a row that panic, each run alone, put the model in quarantine until it is loaded again. One exception
+//! keeps a tenant that was only granted the model from taking it away from its owner: where all three calls were that
+//! one tenant's, the model is closed to that tenant alone.
+
+use std::sync::{
+    Mutex, MutexGuard, OnceLock, PoisonError,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use sandpiper_domain::{InferenceError, TenantName};
+
+/// Panics in a row that are too many.
+const PANICS_MAX: usize = 3;
+/// Tenants that one model is closed to. Beyond, the one that was closed out first is let in again.
+const CLOSED_TO_MAX: usize = 64;
+
+/// Whether a loaded model may run.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    owner: OnceLock<TenantName>,
+    /// Something in `record` matters to those who call. Most models never panic, and their calls look here only.
+    is_troubled: AtomicBool,
+    record: Mutex<Record>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    /// Whose calls panicked since one ended well.
+    panics: Vec<TenantName>,
+    /// Why the model is in quarantine.
+    reason: Option<String>,
+    closed_to: Vec<TenantName>,
+}
+
+impl Health {
+    /// Says whose model it is. Where nobody did, every tenant counts as the owner.
+    pub(crate) fn belongs_to(&self, owner: &TenantName) {
+        self.owner.get_or_init(|| owner.clone());
+    }
+
+    /// Why the model is in quarantine, if it is.
+    pub(crate) fn reason(&self) -> Option<String> {
+        match self.is_troubled.load(Relaxed) {
+            true => self.record().reason.clone(),
+            false => None,
+        }
+    }
+
+    /// Why a call of this tenant is not run, if it is not.
+    pub(crate) fn refusal(&self, tenant: &TenantName) -> Option<InferenceError> {
+        if !self.is_troubled.load(Relaxed) {
+            return None;
+        }
+        let record = self.record();
+        let text = if record.reason.is_some() {
+            "unavailable: the model is in quarantine, since it panicked in three calls in a row; \
+             its owner can upload a version that does not"
+        } else if record.closed_to.contains(tenant) {
+            "unavailable: the model is closed to this tenant, since three of its calls in a row made it panic"
+        } else {
+            return None;
+        };
+        Some(InferenceError::Unavailable(text.to_owned()))
+    }
+
+    /// A call ended well.
+    pub(crate) fn succeeded(&self) {
+        if self.is_troubled.load(Relaxed) {
+            let mut record = self.record();
+            record.panics.clear();
+            let is_troubled = record.reason.is_some() || !record.closed_to.is_empty();
+            self.is_troubled.store(is_troubled, Relaxed);
+        }
+    }
+
+    /// A call that ran alone panicked; `text` says how, without any value.
+    pub(crate) fn panicked(&self, tenant: &TenantName, text: &str) {
+        let mut record = self.record();
+        self.is_troubled.store(true, Relaxed);
+        record.panics.push(tenant.clone());
+        if record.panics.len() < PANICS_MAX || record.reason.is_some() {
+            return;
+        }
+        let one_guest = self.owner.get().is_some_and(|owner| owner != tenant)
+            && record.panics.iter().all(|other| other == tenant);
+        record.panics.clear();
+        if !one_guest {
+            record.reason = Some(format!("three calls in a row panicked; the last one: {text}"));
+            return;
+        }
+        if !record.closed_to.contains(tenant) {
+            if record.closed_to.len() >= CLOSED_TO_MAX {
+                record.closed_to.remove(0);
+            }
+            record.closed_to.push(tenant.clone());
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> TenantName {
+        text.parse().unwrap()
+    }
+
+    fn after(owner: Option<&str>, calls: &[&str]) -> Health {
+        let health = Health::default();
+        if let Some(owner) = owner {
+            health.belongs_to(&name(owner));
+        }
+        for call in calls {
+            match *call {
+                "ok" => health.succeeded(),
+                tenant => health.panicked(&name(tenant), "how"),
+            }
+        }
+        health
+    }
+
+    #[test]
+    fn three_panics_in_a_row_close_the_model() {
+        for owner in [Some("acme"), None] {
+            let health = after(owner, &["acme", "acme"]);
+            assert!(health.reason().is_none() && health.refusal(&name("acme")).is_none());
+            health.panicked(&name("acme"), "how");
+            assert!(health.reason().unwrap().ends_with("how"));
+            assert!(health.refusal(&name("beta")).is_some());
+            health.succeeded();
+            assert!(health.reason().is_some());
+        }
+        assert!(after(Some("acme"), &["acme", "acme", "ok", "acme"]).reason().is_none());
+        assert!(after(Some("acme"), &["beta", "gamma", "beta"]).reason().is_some());
+    }
+
+    #[test]
+    fn one_guest_closes_the_model_to_itself_alone() {
+        let health = after(Some("acme"), &["beta", "beta", "beta"]);
+        assert!(health.reason().is_none());
+        assert!(health.refusal(&name("beta")).is_some());
+        assert!(health.refusal(&name("acme")).is_none());
+        health.succeeded();
+        assert!(health.refusal(&name("beta")).is_some());
+        for guest in 0..CLOSED_TO_MAX {
+            (0..3).for_each(|_| health.panicked(&name(&format!("guest-{guest}")), "how"));
+        }
+        assert!(health.refusal(&name("beta")).is_none());
+        assert_eq!(health.record().closed_to.len(), CLOSED_TO_MAX);
+    }
+}

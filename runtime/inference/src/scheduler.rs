@@ -1,0 +1,193 @@
+//! The compute threads, and which call each of them runs next.
+//!
+//! 1. A call is queued with its tenant, its model and its rows, or refused at once ([`queue`]): too many wait, or it
+//!    would end after its deadline.
+//! 2. A thread that comes free takes the oldest call of the tenant whose turn it is ([`fair`]), and with it the calls
+//!    of the same model that wait and make up a batch.
+//! 3. It runs them ([`run`]), answers, and takes the next ones; the tenants pay for the CPU time that was measured.
+//!
+//! One mutex guards all of the state. It is held for the bookkeeping of one call, and never while a model runs.
+
+mod fair;
+mod queue;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+pub(crate) use queue::{Ask, Refusal, Ticket};
+use queue::{Limits, Picked, Queue};
+pub(crate) use run::{Answer, Job, Pending, thread_cpu_ns};
+
+/// Running deep graphs recurses. The memory is reserved, not used, until a model needs it.
+const STACK_BYTES: usize = 64 << 20;
+/// A tenant may fill this part of the queue, so that none can keep the others out.
+const TENANT_PART: usize = 2;
+/// A model may fill so many quarters of the queue: more than one tenant can, and not all.
+const MODEL_QUARTERS: usize = 3;
+
+/// The threads end when the scheduler is dropped; calls that still wait are dropped with it.
+pub(crate) struct Scheduler {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+struct State {
+    queue: Queue<Job>,
+    /// When each thread that runs something is expected to be done with it.
+    busy_until: Vec<Option<Instant>>,
+    /// Threads that wait for a call. Waking is a system call, so nobody is woken in vain.
+    idle: usize,
+    closed: bool,
+}
+
+impl Scheduler {
+    /// Starts `threads` threads in front of which `capacity` calls may wait.
+    pub(crate) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
+        let threads = threads.max(1);
+        let limits = Limits {
+            node: capacity,
+            model: (capacity * MODEL_QUARTERS).div_ceil(4).max(1),
+            tenant: (capacity / TENANT_PART).max(1),
+            threads,
+        };
+        let queue = Queue::new(limits);
+        let state = State { queue, busy_until: vec![None; threads], idle: 0, closed: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), ready: Condvar::new() });
+        let scheduler = Scheduler { shared };
+        for number in 0..threads {
+            let shared = scheduler.shared.clone();
+            thread::Builder::new()
+                .name(format!("sandpiper-infer-{number}"))
+                .stack_size(STACK_BYTES)
+                .spawn(move || shared.serve(number))?;
+        }
+        Ok(scheduler)
+    }
+
+    /// Queues a call, or gives it back with the reason.
+    pub(crate) fn push(&self, ask: &Ask<'_>, job: Job) -> Result<Ticket, (Job, Refusal)> {
+        let now = Instant::now();
+        let mut expired = Vec::new();
+        let mut state = self.shared.lock();
+        if state.closed {
+            return Err((job, Refusal::Full));
+        }
+        state.queue.expire(now, &mut expired);
+        let free_in = state.free_in(now);
+        let outcome = state.queue.push(ask, job, free_in, now);
+        let is_awaited = outcome.is_ok() && state.idle > 0;
+        drop(state);
+        if is_awaited {
+            self.shared.ready.notify_one();
+        }
+        expired.into_iter().for_each(Job::expire);
+        outcome
+    }
+
+    /// Takes back a call that no thread has begun; its place is free at once.
+    pub(crate) fn cancel(&self, ticket: Ticket) -> Option<Job> {
+        self.shared.lock().queue.cancel(ticket)
+    }
+
+    /// Calls that wait.
+    pub(crate) fn depth(&self) -> usize {
+        self.shared.lock().queue.len()
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        let waiting = state.queue.clear();
+        drop(state);
+        self.shared.ready.notify_all();
+        drop(waiting);
+    }
+}
+
+impl State {
+    /// How long until the first thread is done with what it runs.
+    fn free_in(&self, now: Instant) -> Duration {
+        let mut soonest = Duration::MAX;
+        for until in &self.busy_until {
+            let Some(until) = until else { return Duration::ZERO };
+            soonest = soonest.min(until.saturating_duration_since(now));
+        }
+        soonest
+    }
+}
+
+impl Shared {
+    /// A panic never happens while the state is half changed, so that a poisoned lock is as good as any.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next calls. Those whose deadline has passed are told so on the way.
+    fn take(&self, thread: usize, done: &run::Done) -> Option<Picked<Job>> {
+        let mut state = self.lock();
+        state.queue.settle(&done.bill, &done.measured_ns);
+        loop {
+            if let Some(busy) = state.busy_until.get_mut(thread) {
+                *busy = None;
+            }
+            if state.closed {
+                return None;
+            }
+            let now = Instant::now();
+            let mut expired = Vec::new();
+            state.queue.expire(now, &mut expired);
+            if !expired.is_empty() {
+                drop(state);
+                expired.into_iter().for_each(Job::expire);
+                state = self.lock();
+                continue;
+            }
+            if let Some(picked) = state.queue.take(now) {
+                if let Some(busy) = state.busy_until.get_mut(thread) {
+                    *busy = Some(now + Duration::from_nanos(picked.estimate_ns));
+                }
+                return Some(picked);
+            }
+            let due = state.queue.due();
+            state.idle += 1;
+            state = match due {
+                None => self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(due) => {
+                    let wait = due.saturating_duration_since(now);
+                    self.ready.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+            state.idle -= 1;
+        }
+    }
+
+    /// What is expected to panic is contained where it runs; the catch here keeps the thread alive through the rest.
+    fn serve(&self, thread: usize) {
+        let mut done = run::Done::default();
+        while let Some(Picked { jobs, bill, .. }) = self.take(thread, &done) {
+            let charges = bill.len();
+            done = run::Done { bill, measured_ns: Vec::new() };
+            match catch_unwind(AssertUnwindSafe(|| run::run(jobs))) {
+                Ok(measured_ns) => done.measured_ns = measured_ns,
+                Err(_) => {
+                    done.measured_ns = vec![0; charges];
+                    tracing::error!("a call of the inference plane panicked; its thread goes on");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Deficit round robin among tenants, in CPU time. No threads, no clock and no calls: only who is next.
+//!
+//! 1. The tenants that have work stand in a ring. When a tenant's turn comes it gets a quantum times its weight, and
+//!    it is served as long as it has anything left of that.
+//! 2. Its account is charged an estimate when its call begins and set right when the call has ended, so that it may
+//!    go into debt by the length of one run for each thread. The debt is paid from the turns that follow, also
+//!    from those that pass while the tenant has no work.
+//! 3. What is left on an account when no call waits or runs any more is forfeit: idling earns nothing.
+
+use std::collections::{HashMap, VecDeque};
+
+use sandpiper_domain::{Band, Share, TenantName};
+
+/// CPU time that a turn gives for each unit of weight. A tenant of weight 16 then keeps a core for 1.6 ms at a time,
+/// and calls of tens of microseconds do not change hands at every one.
+pub(super) const QUANTUM_NS: i64 = 100_000;
+/// Tenants without work that are remembered; those without a debt go first.
+const IDLE_MAX: usize = 1024;
+
+/// A tenant's number, valid while it has work or a call of it runs.
+pub(super) type TenantId = u32;
+
+/// The accounts and the rings.
+#[derive(Default)]
+pub(super) struct Fair {
+    accounts: Vec<Option<Account>>,
+    vacant: Vec<TenantId>,
+    ids: HashMap<TenantName, TenantId>,
+    /// Tenants without a call that waits or runs.
+    idle: usize,
+    normal: Ring,
+    low: Ring,
+}
+
+struct Account {
+    name: TenantName,
+    share: Share,
+    /// What is left of its turns; negative is a debt.
+    balance_ns: i64,
+    /// Calls that wait or run.
+    calls: usize,
+    place: Place,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It stood in this ring last, until this round.
+    Out(Band, u64),
+    In(Band),
+}
+
+/// Those who have work, the one whose turn it is first.
+#[derive(Default)]
+struct Ring {
+    members: VecDeque<TenantId>,
+    /// The one whose turn has begun.
+    current: Option<TenantId>,
+    /// Rounds so far, and turns since the last.
+    round: u64,
+    turns: usize,
+}
+
+impl Fair {
+    /// The number of a tenant, and what it is due from now on.
+    pub(super) fn tenant(&mut self, name: &TenantName, share: Share) -> TenantId {
+        if let Some(&id) = self.ids.get(name) {
+            if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+                account.share = share;
+            }
+            return id;
+        }
+        self.forget_some();
+        let round = self.ring(share.band).round;
+        let place = Place::Out(share.band, round);
+        let account = Account { name: name.clone(), share, balance_ns: 0, calls: 0, place };
+        let id = self.vacant.pop().unwrap_or(self.accounts.len() as TenantId);
+        match self.accounts.get_mut(id as usize) {
+            Some(vacant) => *vacant = Some(account),
+            None => self.accounts.push(Some(account)),
+        }
+        self.ids.insert(name.clone(), id);
+        self.idle += 1;
+        id
+    }
+
+    /// The tenant of this name, if it is known.
+    pub(super) fn find(&self, name: &TenantName) -> Option<TenantId> {
+        self.ids.get(name).copied()
+    }
+
+    /// What the tenant is due.
+    pub(super) fn share(&self, id: TenantId) -> Option<Share> {
+        Some(self.account(id)?.share)
+    }
+
+    /// The band whose ring the tenant stands in.
+    pub(super) fn band(&self, id: TenantId) -> Option<Band> {
+        match self.account(id)?.place {
+            Place::In(band) => Some(band),
+            Place::Out(..) => None,
+        }
+    }
+
+    /// Those who stand in a ring, the next one first.
+    pub(super) fn members(&self, band: Band) -> impl Iterator<Item = TenantId> {
+        self.ring(band).members.iter().copied()
+    }
+
+    /// The tenant has work; it goes to the end of the ring of `band`, from the other one too.
+    pub(super) fn enter(&mut self, id: TenantId, band: Band) {
+        let Some(account) = self.account(id) else { return };
+        match account.place {
+            Place::In(other) if other == band => return,
+            Place::In(_) => self.leave(id),
+            Place::Out(..) => {}
+        }
+        let round = self.ring(band).round;
+        let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        if let Place::Out(left, at) = account.place
+            && left == band
+        {
+            let rounds = i64::try_from(round.saturating_sub(at)).unwrap_or(i64::MAX);
+            let paid = rounds.saturating_mul(account.turn_ns());
+            if account.balance_ns < 0 {
+                account.balance_ns = account.balance_ns.saturating_add(paid).min(0);
+            }
+        }
+        account.place = Place::In(band);
+        self.ring_mut(band).members.push_back(id);
+    }
+
+    /// The tenant has no more work.
+    pub(super) fn leave(&mut self, id: TenantId) {
+        let Some(Place::In(band)) = self.account(id).map(|account| account.place) else { return };
+        let ring = self.ring_mut(band);
+        let round = ring.round;
+        ring.members.retain(|member| *member != id);
+        ring.current = ring.current.filter(|current| *current != id);
+        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+            account.place = Place::Out(band, round);
+        }
+    }
+
+    /// Whose turn it is in this ring. The tenant stays first until it has used up what it has.
+    pub(super) fn next(&mut self, band: Band) -> Option<TenantId> {
+        if let Some(id) = self.go_round(band) {
+            return Some(id);
+        }
+        // Everybody has had a turn and is still in debt: all the rounds that change nothing pass at once.
+        let debts = self.members(band).filter_map(|id| {
+            let account = self.account(id)?;
+            Some(account.balance_ns.min(0).unsigned_abs() / account.turn_ns() as u64)
+        });
+        let rounds = debts.min()?;
+        self.grant_all(band, rounds);
+        self.go_round(band).or_else(|| self.ring(band).members.front().copied())
+    }
+
+    /// The first one who has something left, within one round from here.
+    fn go_round(&mut self, band: Band) -> Option<TenantId> {
+        for _ in 0..self.ring(band).members.len() {
+            let id = *self.ring(band).members.front()?;
+            if self.ring(band).current != Some(id) {
+                self.ring_mut(band).current = Some(id);
+                self.grant(id, 1);
+            }
+            if self.account(id)?.balance_ns > 0 {
+                return Some(id);
+            }
+            self.pass(band);
+        }
+        None
+    }
+
+    /// The tenant has one call more that waits or runs.
+    pub(super) fn claim(&mut self, id: TenantId) {
+        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+            account.calls += 1;
+            if account.calls == 1 {
+                self.idle -= 1;
+            }
+        }
+    }
+
+    /// The tenant has one call less.
+    pub(super) fn unclaim(&mut self, id: TenantId) {
+        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+            account.calls = account.calls.saturating_sub(1);
+            if account.calls == 0 {
+                account.balance_ns = account.balance_ns.min(0);
+                self.idle += 1;
+            }
+        }
+    }
+
+    /// A call of the tenant begins, for which it is charged an estimate.
+    pub(super) fn begin(&mut self, id: TenantId, estimate_ns: u64) {
+        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+            account.charge(clamp(estimate_ns));
+        }
+    }
+
+    /// A call of the tenant has ended and took `measured_ns` instead of the estimate.
+    pub(super) fn end(&mut self, id: TenantId, estimate_ns: u64, measured_ns: u64) {
+        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+            account.charge(clamp(measured_ns).saturating_sub(clamp(estimate_ns)));
+        }
+    }
+
+    fn account(&self, id: TenantId) -> Option<&Account> {
+        self.accounts.get(id as usize)?.as_ref()
+    }
+
+    fn ring(&self, band: Band) -> &Ring {
+        match band {
+            Band::Normal => &self.normal,
+            Band::Low => &self.low,
+        }
+    }
+
+    fn ring_mut(&mut self, band: Band) -> &mut Ring {
+        match band {
+            Band::Normal => &mut self.normal,
+            Band::Low => &mut self.low,
+        }
+    }
+
+    /// The turn goes to the next in the ring.
+    fn pass(&mut self, band: Band) {
+        let ring = self.ring_mut(band);
+        ring.members.rotate_left(1);
+        ring.current = None;
+        ring.turns += 1;
+        if ring.turns >= ring.members.len() {
+            ring.turns = 0;
+            ring.round += 1;
+        }
+    }
+
+    fn grant_all(&mut self, band: Band, rounds: u64) {
+        for place in 0..self.ring(band).members.len() {
+            if let Some(&id) = self.ring(band).members.get(place) {
+                self.grant(id, rounds);
+            }
+        }
+        self.ring_mut(band).round += rounds;
+    }
+
+    fn grant(&mut self, id: TenantId, rounds: u64) {
+        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+            let turns = i64::try_from(rounds).unwrap_or(i64::MAX);
+            account.charge(-turns.saturating_mul(account.turn_ns()));
+        }
+    }
+
+    /// Keeps the number of idle accounts bounded. A debt that is forgotten is one of a few runs at most.
+    fn forget_some(&mut self) {
+        if self.idle < IDLE_MAX {
+            return;
+        }
+        for keep_debts in [true, false] {
+            for id in 0..self.accounts.len() {
+                let Some(account) = &self.accounts[id] else { continue };
+                if account.calls == 0 && !(keep_debts && account.balance_ns < 0) {
+                    self.ids.remove(&account.name);
+                    self.accounts[id] = None;
+                    self.vacant.push(id as TenantId);
+                    self.idle -= 1;
+                }
+            }
+            if self.idle < IDLE_MAX / 2 {
+                return;
+            }
+        }
+    }
+}
+
+impl Account {
+    fn turn_ns(&self) -> i64 {
+        QUANTUM_NS * i64::from(self.share.weight.clamp(1, 1 << 20))
+    }
+
+    fn charge(&mut self, ns: i64) {
+        self.balance_ns = self.balance_ns.saturating_sub(ns);
+    }
+}
+
+fn clamp(ns: u64) -> i64 {
+    i64::try_from(ns).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,426 @@
+//! The calls that wait, and which of them run next. No threads, and the time comes from outside.
+
+mod admit;
+mod fill;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use sandpiper_domain::{Band, Share, TenantName};
+
+use super::fair::{Fair, TenantId};
+use admit::backlog_cost;
+
+/// How long a call of the low band stands back behind normal ones. After that its tenant competes with them by its
+/// weight, until what is left of its calls is younger. It is long against a batch of most models, so that
+/// normal calls keep their precedence in bursts, and short against the walls of requests, the shortest of which are
+/// seconds, so that the low band is served within its deadlines even where normal work never ends.
+pub(super) const LOW_BAND_WAIT: Duration = Duration::from_millis(200);
+
+/// What the queue must know of a call.
+pub(crate) trait Waiting {
+    /// What `rows` rows of its model are expected to take together, in CPU nanoseconds.
+    fn cost_ns(&self, rows: usize) -> u64;
+
+    /// The batch sizes of its model, ascending. A batch has exactly one of these numbers of rows.
+    fn sizes(&self) -> &[u32];
+}
+
+/// How many calls may wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// On the node.
+    pub(crate) node: usize,
+    /// Of one model.
+    pub(crate) model: usize,
+    /// Of one tenant.
+    pub(crate) tenant: usize,
+    /// Threads that serve the queue.
+    pub(crate) threads: usize,
+}
+
+/// A call that asks for a place.
+pub(crate) struct Ask<'a> {
+    pub(crate) tenant: &'a TenantName,
+    pub(crate) share: Share,
+    pub(crate) model: u64,
+    pub(crate) rows: usize,
+    /// Calls of one model with the same number here may run together; `None` runs alone.
+    pub(crate) group: Option<u64>,
+    /// It may share a batch with calls of other tenants.
+    pub(crate) with_others: bool,
+    pub(crate) deadline: Option<Instant>,
+    /// How long it waits for others to fill a batch.
+    pub(crate) delay: Duration,
+    /// The least that it can take, in CPU nanoseconds.
+    pub(crate) floor_ns: u64,
+}
+
+/// Why a call gets no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The tenant has as many as it may.
+    Tenant,
+    /// The model or the node has as many as may be.
+    Full,
+    /// Its deadline has passed.
+    Expired,
+    /// It would end after its deadline.
+    Late { retry_after: Duration },
+}
+
+/// Names a call that waits; they only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ticket(u64);
+
+/// Calls that run together, and what their tenants were charged for it.
+pub(crate) struct Picked<J> {
+    pub(crate) jobs: Vec<J>,
+    pub(crate) bill: Vec<Charge>,
+    /// What the run is expected to take.
+    pub(crate) estimate_ns: u64,
+}
+
+/// One call's part.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Charge {
+    tenant: TenantId,
+    estimate_ns: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Lane {
+    model: u64,
+    group: u64,
+    /// The tenant, where it keeps apart.
+    apart: Option<TenantId>,
+}
+
+struct Entry<J> {
+    job: J,
+    tenant: TenantId,
+    model: u64,
+    lane: Option<Lane>,
+    rows: usize,
+    /// What it adds to the backlog.
+    cost_ns: u64,
+    queued_at: Instant,
+    deadline: Option<Instant>,
+    is_held: bool,
+}
+
+/// Calls of one lane that wait for company.
+struct Held {
+    until: Instant,
+    rows: usize,
+    tickets: Vec<u64>,
+}
+
+pub(crate) struct Queue<J> {
+    limits: Limits,
+    fair: Fair,
+    entries: HashMap<u64, Entry<J>>,
+    /// The calls that may run, by tenant and age, and by lane, tenant and age.
+    by_tenant: BTreeSet<(TenantId, u64)>,
+    by_lane: BTreeSet<(Lane, TenantId, u64)>,
+    by_deadline: BTreeSet<(Instant, u64)>,
+    held: HashMap<Lane, Held>,
+    of_model: HashMap<u64, usize>,
+    of_tenant: HashMap<TenantId, Backlog>,
+    next: u64,
+    backlog_ns: u64,
+    /// When a tenant in the ring of the low band may first have waited long enough.
+    ages_at: Option<Instant>,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Backlog {
+    calls: usize,
+    ns: u64,
+}
+
+impl<J: Waiting> Queue<J> {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Queue {
+            limits,
+            fair: Fair::default(),
+            entries: HashMap::new(),
+            by_tenant: BTreeSet::new(),
+            by_lane: BTreeSet::new(),
+            by_deadline: BTreeSet::new(),
+            held: HashMap::new(),
+            of_model: HashMap::new(),
+            of_tenant: HashMap::new(),
+            next: 0,
+            backlog_ns: 0,
+            ages_at: None,
+        }
+    }
+
+    /// Calls that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Queues a call, or gives it back. `free_in` is how long every thread still works on what it has begun.
+    pub(crate) fn push(
+        &mut self,
+        ask: &Ask<'_>,
+        job: J,
+        free_in: Duration,
+        now: Instant,
+    ) -> Result<Ticket, (J, Refusal)> {
+        if let Some(refusal) = self.refuse(ask, &job, free_in, now) {
+            return Err((job, refusal));
+        }
+        let tenant = self.fair.tenant(ask.tenant, ask.share);
+        self.fair.claim(tenant);
+        let ticket = self.next;
+        self.next += 1;
+        let cost_ns = backlog_cost(&job, ask.rows);
+        let apart = (!ask.with_others).then_some(tenant);
+        let lane = ask.group.map(|group| Lane { model: ask.model, group, apart });
+        let largest = job.sizes().last().map_or(1, |size| *size as usize);
+        let entry = Entry {
+            job,
+            tenant,
+            model: ask.model,
+            lane,
+            rows: ask.rows,
+            cost_ns,
+            queued_at: now,
+            deadline: ask.deadline,
+            is_held: false,
+        };
+        *self.of_model.entry(ask.model).or_default() += 1;
+        let backlog = self.of_tenant.entry(tenant).or_default();
+        backlog.calls += 1;
+        backlog.ns = backlog.ns.saturating_add(cost_ns);
+        self.backlog_ns = self.backlog_ns.saturating_add(cost_ns);
+        if let Some(deadline) = ask.deadline {
+            self.by_deadline.insert((deadline, ticket));
+        }
+        self.entries.insert(ticket, entry);
+        match lane {
+            Some(lane) if !ask.delay.is_zero() && ask.rows < largest => {
+                self.hold(lane, ticket, ask, largest, now);
+            }
+            _ => self.release(ticket),
+        }
+        Ok(Ticket(ticket))
+    }
+
+    /// Takes back a call that has not begun; its place is free at once.
+    pub(crate) fn cancel(&mut self, ticket: Ticket) -> Option<J> {
+        Some(self.remove(ticket.0)?.job)
+    }
+
+    /// Calls whose deadline has passed. They are done.
+    pub(crate) fn expire(&mut self, now: Instant, expired: &mut Vec<J>) {
+        while let Some(&(deadline, ticket)) = self.by_deadline.first() {
+            if deadline > now {
+                return;
+            }
+            self.by_deadline.pop_first();
+            expired.extend(self.remove(ticket).map(|entry| entry.job));
+        }
+    }
+
+    /// The next call with those that run together with it.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Picked<J>> {
+        self.release_due(now);
+        self.age(now);
+        let tenant = match self.fair.next(Band::Normal) {
+            Some(tenant) => tenant,
+            None => self.fair.next(Band::Low)?,
+        };
+        let (_, first) = *self.by_tenant.range((tenant, 0)..=(tenant, u64::MAX)).next()?;
+        let tickets = self.batch(first);
+        let rows = |entry: &Entry<J>| entry.rows;
+        let total: usize = tickets.iter().filter_map(|t| self.entries.get(t)).map(rows).sum();
+        let estimate_ns = self.entries.get(&first)?.job.cost_ns(total);
+        let mut picked = Picked {
+            jobs: Vec::with_capacity(tickets.len()),
+            bill: Vec::with_capacity(tickets.len()),
+            estimate_ns,
+        };
+        for ticket in tickets {
+            let Some(entry) = self.entries.get(&ticket) else { continue };
+            let part = estimate_ns as u128 * entry.rows as u128 / total.max(1) as u128;
+            let charge = Charge { tenant: entry.tenant, estimate_ns: part as u64 };
+            // Before the call waits no more: a tenant without a call loses what is left of its turn.
+            self.fair.claim(charge.tenant);
+            let Some(entry) = self.remove(ticket) else { continue };
+            self.fair.begin(charge.tenant, charge.estimate_ns);
+            picked.bill.push(charge);
+            picked.jobs.push(entry.job);
+        }
+        self.settle_band(tenant, now);
+        Some(picked)
+    }
+
+    /// What was charged is set right: `measured_ns` has the calls of `bill` in their order.
+    pub(crate) fn settle(&mut self, bill: &[Charge], measured_ns: &[u64]) {
+        for (place, charge) in bill.iter().enumerate() {
+            let measured_ns = measured_ns.get(place).copied().unwrap_or(0);
+            self.fair.end(charge.tenant, charge.estimate_ns, measured_ns);
+            self.fair.unclaim(charge.tenant);
+        }
+    }
+
+    /// Takes out every call.
+    pub(crate) fn clear(&mut self) -> Vec<J> {
+        let tickets: Vec<u64> = self.entries.keys().copied().collect();
+        tickets.into_iter().filter_map(|ticket| Some(self.remove(ticket)?.job)).collect()
+    }
+
+    /// When calls that wait for company will wait no more.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.held.values().map(|held| held.until).min()
+    }
+
+    fn hold(&mut self, lane: Lane, ticket: u64, ask: &Ask<'_>, largest: usize, now: Instant) {
+        // Nobody is made to wait into a deadline that could be met.
+        let latest =
+            ask.deadline.and_then(|by| by.checked_sub(nanos(ask.floor_ns.saturating_mul(2))));
+        let until = (now + ask.delay).min(latest.unwrap_or(now + ask.delay));
+        let held = self.held.entry(lane);
+        let held = held.or_insert_with(|| Held { until, rows: 0, tickets: Vec::new() });
+        held.until = held.until.min(until);
+        held.rows += ask.rows;
+        held.tickets.push(ticket);
+        let is_full = held.rows >= largest;
+        if let Some(entry) = self.entries.get_mut(&ticket) {
+            entry.is_held = true;
+        }
+        if is_full {
+            self.release_lane(lane);
+        }
+    }
+
+    fn release_due(&mut self, now: Instant) {
+        if self.held.is_empty() {
+            return;
+        }
+        let due = self.held.iter().filter(|(_, held)| held.until <= now);
+        let due: Vec<Lane> = due.map(|(lane, _)| *lane).collect();
+        for lane in due {
+            self.release_lane(lane);
+        }
+    }
+
+    fn release_lane(&mut self, lane: Lane) {
+        for ticket in self.held.remove(&lane).map(|held| held.tickets).unwrap_or_default() {
+            self.release(ticket);
+        }
+    }
+
+    /// The call may run from now on.
+    fn release(&mut self, ticket: u64) {
+        let Some(entry) = self.entries.get_mut(&ticket) else { return };
+        entry.is_held = false;
+        let (tenant, lane, queued_at) = (entry.tenant, entry.lane, entry.queued_at);
+        self.by_tenant.insert((tenant, ticket));
+        if let Some(lane) = lane {
+            self.by_lane.insert((lane, tenant, ticket));
+        }
+        let Some(share) = self.fair.share(tenant) else { return };
+        if self.fair.band(tenant).is_none() {
+            self.fair.enter(tenant, share.band);
+            if share.band == Band::Low {
+                self.ages(queued_at + LOW_BAND_WAIT);
+            }
+        }
+    }
+
+    fn ages(&mut self, at: Instant) {
+        self.ages_at = Some(self.ages_at.map_or(at, |known| known.min(at)));
+    }
+
+    /// Low tenants that have waited long enough go to the normal ring.
+    fn age(&mut self, now: Instant) {
+        if self.ages_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.ages_at = None;
+        let low: Vec<TenantId> = self.fair.members(Band::Low).collect();
+        for tenant in low {
+            match self.oldest(tenant) {
+                Some(queued_at) if queued_at + LOW_BAND_WAIT <= now => {
+                    self.fair.enter(tenant, Band::Normal);
+                }
+                Some(queued_at) => self.ages(queued_at + LOW_BAND_WAIT),
+                None => {}
+            }
+        }
+    }
+
+    /// A low tenant whose oldest call is young again goes back to its ring.
+    fn settle_band(&mut self, tenant: TenantId, now: Instant) {
+        let promoted = self.fair.band(tenant) == Some(Band::Normal)
+            && self.fair.share(tenant).is_some_and(|share| share.band == Band::Low);
+        if !promoted {
+            return;
+        }
+        let Some(queued_at) = self.oldest(tenant) else { return };
+        if queued_at + LOW_BAND_WAIT > now {
+            self.fair.enter(tenant, Band::Low);
+            self.ages(queued_at + LOW_BAND_WAIT);
+        }
+    }
+
+    fn oldest(&self, tenant: TenantId) -> Option<Instant> {
+        let (_, ticket) = self.by_tenant.range((tenant, 0)..=(tenant, u64::MAX)).next()?;
+        Some(self.entries.get(ticket)?.queued_at)
+    }
+
+    fn remove(&mut self, ticket: u64) -> Option<Entry<J>> {
+        let entry = self.entries.remove(&ticket)?;
+        if let Some(deadline) = entry.deadline {
+            self.by_deadline.remove(&(deadline, ticket));
+        }
+        if let Some(count) = self.of_model.get_mut(&entry.model) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_model.remove(&entry.model);
+            }
+        }
+        self.backlog_ns = self.backlog_ns.saturating_sub(entry.cost_ns);
+        if let Some(backlog) = self.of_tenant.get_mut(&entry.tenant) {
+            backlog.calls -= 1;
+            backlog.ns = backlog.ns.saturating_sub(entry.cost_ns);
+            if backlog.calls == 0 {
+                self.of_tenant.remove(&entry.tenant);
+            }
+        }
+        self.fair.unclaim(entry.tenant);
+        if entry.is_held {
+            self.unhold(&entry, ticket);
+            return Some(entry);
+        }
+        self.by_tenant.remove(&(entry.tenant, ticket));
+        if let Some(lane) = entry.lane {
+            self.by_lane.remove(&(lane, entry.tenant, ticket));
+        }
+        if self.by_tenant.range((entry.tenant, 0)..=(entry.tenant, u64::MAX)).next().is_none() {
+            self.fair.leave(entry.tenant);
+        }
+        Some(entry)
+    }
+
+    fn unhold(&mut self, entry: &Entry<J>, ticket: u64) {
+        let Some(lane) = entry.lane else { return };
+        let Some(held) = self.held.get_mut(&lane) else { return };
+        held.tickets.retain(|other| *other != ticket);
+        held.rows = held.rows.saturating_sub(entry.rows);
+        if held.tickets.is_empty() {
+            self.held.remove(&lane);
+        }
+    }
+}
+
+fn nanos(ns: u64) -> Duration {
+    Duration::from_nanos(ns)
+}

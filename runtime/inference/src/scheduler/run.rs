@@ -1,0 +1,284 @@
+//! Runs calls that were taken together, and answers them.
+//!
+//! 1. Who has left or is too late does not run.
+//! 2. Several calls run as one batch. Where a batch fails, its halves run apart, down to single calls: a row that makes
+//!    the model fail takes none of its neighbours with it.
+//! 3. Each call pays its part of the runs it was in by its rows. What batches cost in vain, those pay whose calls
+//!    failed.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use rustix::time::{ClockId, clock_gettime};
+use sandpiper_domain::{InferenceError, InferenceOutput, NamedTensor, TenantName, Tensor};
+use tokio::sync::oneshot;
+
+use super::queue::{Charge, Waiting};
+use crate::{ModelStats, backend::Failed, batch, model::Core};
+
+pub(crate) type Answer = Result<InferenceOutput, InferenceError>;
+
+/// One call on its way to a compute thread.
+pub(crate) struct Job {
+    pub(crate) core: Arc<Core>,
+    pub(crate) tenant: TenantName,
+    pub(crate) inputs: Vec<Tensor>,
+    pub(crate) rows: usize,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) queued_at: Instant,
+    pub(crate) reply: oneshot::Sender<Answer>,
+    pub(crate) pending: Pending,
+}
+
+/// Counts a call as waiting for as long as it lives.
+pub(crate) struct Pending(Arc<ModelStats>);
+
+/// What a thread has run since it last asked for work.
+#[derive(Default)]
+pub(super) struct Done {
+    pub(super) bill: Vec<Charge>,
+    pub(super) measured_ns: Vec<u64>,
+}
+
+impl Waiting for Job {
+    fn cost_ns(&self, rows: usize) -> u64 {
+        self.core.costs.estimate_ns(rows)
+    }
+
+    fn sizes(&self) -> &[u32] {
+        &self.core.sizes
+    }
+}
+
+impl Pending {
+    pub(crate) fn new(stats: Arc<ModelStats>) -> Self {
+        stats.pending.fetch_add(1, Relaxed);
+        Pending(stats)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Job {
+    /// Answers a call whose deadline passed while it waited.
+    pub(super) fn expire(self) {
+        self.core.stats.fail.add(1, self.queued_at.elapsed());
+        let Job { core, reply, pending, .. } = self;
+        drop((core, pending));
+        let _ = reply.send(Err(InferenceError::Timeout));
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+}
+
+/// A call that runs, and what has come of it.
+struct Call {
+    job: Job,
+    queued: Duration,
+    cpu_ns: u64,
+    answer: Option<Answer>,
+}
+
+/// The calls of one model that were taken together.
+struct Batch {
+    core: Arc<Core>,
+    calls: Vec<Call>,
+    /// The CPU time of batches that failed.
+    wasted_ns: u64,
+    /// The calls that panicked alone, and how.
+    panics: Vec<(usize, String)>,
+}
+
+/// The CPU time that this thread has used.
+pub(crate) fn thread_cpu_ns() -> u64 {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
+}
+
+/// Runs the calls, answers them, and says what each cost, in CPU nanoseconds.
+pub(super) fn run(jobs: Vec<Job>) -> Vec<u64> {
+    let now = Instant::now();
+    let Some(core) = jobs.first().map(|job| job.core.clone()) else { return Vec::new() };
+    let call = |job: Job| {
+        let queued = now.saturating_duration_since(job.queued_at);
+        core.stats.queue.add(1, queued);
+        Call { job, queued, cpu_ns: 0, answer: None }
+    };
+    let calls: Vec<Call> = jobs.into_iter().map(call).collect();
+    let mut batch = Batch { core, calls, wasted_ns: 0, panics: Vec::new() };
+    let mut live = Vec::with_capacity(batch.calls.len());
+    for (place, call) in batch.calls.iter_mut().enumerate() {
+        call.answer = if call.job.is_late(now) {
+            Some(Err(InferenceError::Timeout))
+        } else {
+            batch.core.health.refusal(&call.job.tenant).map(Err)
+        };
+        if call.answer.is_none() && !call.job.reply.is_closed() {
+            live.push(place);
+        }
+    }
+    batch.pieces(&live);
+    batch.judge();
+    batch.answer()
+}
+
+impl Batch {
+    /// Runs these calls, as many together as make a batch that was tried when the model was loaded.
+    fn pieces(&mut self, mut calls: &[usize]) {
+        while !calls.is_empty() {
+            let (mut rows, mut best) = (0, 1);
+            for (count, &place) in (1..).zip(calls) {
+                rows += self.calls[place].job.rows;
+                if self.core.sizes.iter().any(|size| *size as usize == rows) {
+                    best = count;
+                }
+            }
+            let (piece, rest) = calls.split_at(best);
+            self.run(piece);
+            calls = rest;
+        }
+    }
+
+    fn run(&mut self, calls: &[usize]) {
+        match calls {
+            [] => {}
+            [place] => self.alone(*place),
+            _ => {
+                if !self.together(calls) {
+                    let (left, right) = calls.split_at(calls.len() / 2);
+                    self.pieces(left);
+                    self.pieces(right);
+                }
+            }
+        }
+    }
+
+    /// Runs one call by itself, and says so where it panicked.
+    fn alone(&mut self, place: usize) {
+        let (began, cpu) = (Instant::now(), thread_cpu_ns());
+        let call = &mut self.calls[place];
+        let inputs = std::mem::take(&mut call.job.inputs);
+        let job = &call.job;
+        let stop = || job.reply.is_closed() || job.is_late(Instant::now());
+        let outcome = self.core.program.run(inputs, &stop);
+        call.cpu_ns += thread_cpu_ns().saturating_sub(cpu);
+        call.answer = Some(match outcome {
+            Ok(ran) => {
+                self.core.stats.ran(call.job.rows, ran.input, ran.infer, ran.output);
+                self.core.costs.observe(call.job.rows, call.cpu_ns);
+                let (queued, computed) = (call.queued, began.elapsed());
+                Ok(InferenceOutput { outputs: ran.outputs, queued, computed, batch_size: 1 })
+            }
+            Err(Failed { error, panicked }) => {
+                if panicked {
+                    self.panics.push((place, error.to_string()));
+                }
+                Err(error)
+            }
+        });
+    }
+
+    /// Runs calls as one batch. False where the batch failed and each must be tried apart.
+    fn together(&mut self, calls: &[usize]) -> bool {
+        let (began, cpu) = (Instant::now(), thread_cpu_ns());
+        let jobs = || calls.iter().map(|&place| &self.calls[place].job);
+        let rows: Vec<usize> = jobs().map(|job| job.rows).collect();
+        let total: usize = rows.iter().sum();
+        let Some(inputs) = batch::join(jobs().map(|job| job.inputs.as_slice())) else {
+            return false;
+        };
+        let joined = began.elapsed();
+        let stop = || {
+            let now = Instant::now();
+            jobs().all(|job| job.reply.is_closed() || job.is_late(now))
+        };
+        let outcome = self.core.program.run(inputs, &stop);
+        let ran = match outcome {
+            Ok(ran) => ran,
+            Err(failed) => {
+                self.wasted_ns += thread_cpu_ns().saturating_sub(cpu);
+                if failed.error != InferenceError::Timeout {
+                    return false;
+                }
+                for &place in calls {
+                    self.calls[place].answer = Some(Err(InferenceError::Timeout));
+                }
+                return true;
+            }
+        };
+        let parting = Instant::now();
+        let Some(parts) = batch::split(ran.outputs, &rows) else {
+            self.wasted_ns += thread_cpu_ns().saturating_sub(cpu);
+            return false;
+        };
+        let output = ran.output + parting.elapsed();
+        self.core.stats.ran(total, joined + ran.input, ran.infer, output);
+        let (took, cpu_ns) = (began.elapsed(), thread_cpu_ns().saturating_sub(cpu));
+        self.core.costs.observe(total, cpu_ns);
+        for ((&place, rows), outputs) in calls.iter().zip(rows).zip(parts) {
+            let part = rows as f64 / total as f64;
+            let call = &mut self.calls[place];
+            call.cpu_ns += (cpu_ns as f64 * part) as u64;
+            call.answer = Some(Ok(self::output(call, outputs, took.mul_f64(part), calls.len())));
+        }
+        true
+    }
+
+    /// Divides what was in vain, and tells the model's health how it went.
+    fn judge(&mut self) {
+        let failed = |call: &&mut Call| matches!(call.answer, Some(Err(_)));
+        let failures = self.calls.iter_mut().filter(failed).count();
+        let payers = if failures > 0 { failures } else { self.calls.len() };
+        if let Some(part) = self.wasted_ns.checked_div(payers as u64)
+            && part > 0
+        {
+            for call in self.calls.iter_mut().filter(|call| failures == 0 || failed(call)) {
+                call.cpu_ns += part;
+            }
+        }
+        // Where others in the same batch ended well, what panicked were rows, and not the model.
+        if self.calls.iter().any(|call| matches!(call.answer, Some(Ok(_)))) {
+            self.core.health.succeeded();
+            return;
+        }
+        for (place, text) in &self.panics {
+            self.core.health.panicked(&self.calls[*place].job.tenant, text);
+        }
+    }
+
+    fn answer(self) -> Vec<u64> {
+        let Batch { core, calls, .. } = self;
+        let mut answers = Vec::with_capacity(calls.len());
+        let mut costs = Vec::with_capacity(calls.len());
+        for Call { job, cpu_ns, answer, .. } in calls {
+            costs.push(cpu_ns);
+            let Some(answer) = answer else { continue };
+            let of_outcome = if answer.is_ok() { &core.stats.success } else { &core.stats.fail };
+            of_outcome.add(1, job.queued_at.elapsed());
+            answers.push((job.reply, answer));
+        }
+        // The model goes first, so that a caller who has the answer holds the last reference.
+        drop(core);
+        for (reply, answer) in answers {
+            let _ = reply.send(answer);
+        }
+        costs
+    }
+}
+
+fn output(
+    call: &Call,
+    outputs: Vec<NamedTensor>,
+    computed: Duration,
+    batch_size: usize,
+) -> InferenceOutput {
+    InferenceOutput { outputs, queued: call.queued, computed, batch_size }
+}
