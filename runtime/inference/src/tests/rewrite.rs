@@ -83,7 +83,8 @@ fn an_index_that_makes_the_backend_panic_is_an_error_of_the_run() {
         ..Default::default()
     }))
     .unwrap();
-    for _ in 0..3 {
+    // A third in a row would put the model in quarantine.
+    for _ in 0..2 {
         let error = infer(&model, vec![i64s("x", &[0, 3])]).unwrap_err().to_string();
         assert!(error.contains("out of its range") && !error.contains('3'), "{error}");
     }
