@@ -237,7 +237,7 @@ async fn loads_unloads_evictions_and_runs_do_not_get_in_each_others_way() {
             for _ in 0..ROUNDS {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 let number = (state >> 33) as u32 % MODELS;
-                if (state >> 20) % 10 == 0 {
+                if (state >> 20).is_multiple_of(10) {
                     plane.unload(&key(number + 1));
                     continue;
                 }
