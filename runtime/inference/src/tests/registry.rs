@@ -144,13 +144,33 @@ async fn samples_are_run_and_must_fit() {
 #[tokio::test]
 async fn the_probe_for_batches_runs_on_samples() {
     let plane = start(u64::MAX);
-    let sample = vec![f32s("x", &[2, 3], &[1., 2., 3., 4., 5., 6.])];
-    let with = ModelSpec { samples: vec![sample], ..adder().into() };
-    let model = plane.inspect(with).await.unwrap();
-    let sizes = &model.profile().batching.curve;
-    assert!(sizes.iter().any(|cost| cost.size == 1), "{:?}", model.profile().batching);
-    let output = model.infer(request(vec![f32s("x", &[1, 3], &[1., 2., 3.])])).await.unwrap();
-    assert_eq!(output.outputs, [f32s("y", &[1, 3], &[11., 22., 33.])]);
+    let sample = vec![i64s("ids", &[2, 1, 0, 2])];
+    let with = |samples| ModelSpec { samples, ..gather().into() };
+    let model = plane.inspect(with(vec![sample])).await.unwrap();
+    assert_eq!(model.profile().batching.curve[0].size, 1);
+    let output = model.infer(request(vec![i64s("ids", &[2])])).await.unwrap();
+    assert_eq!(output.outputs, [f32s("y", &[1], &[2.5])]);
+    // A model that fails on what is made up is measured with what it can run on.
+    let far = bytes(GraphProto {
+        node: vec![
+            node("Sub", &["ids", "base"], &["place"]),
+            node("Gather", &["table", "place"], &["y"]),
+        ],
+        initializer: vec![
+            weight("table", &[3], &[0.5, 1.5, 2.5]),
+            crate::testing::integers("base", &[100]),
+        ],
+        input: vec![value("ids", Onnx::Int64, &[D::N("N")])],
+        output: vec![value("y", Onnx::Float, &[D::N("N")])],
+        ..Default::default()
+    });
+    let blind = plane.inspect(far.clone()).await.unwrap();
+    assert!(blind.profile().batching.curve.is_empty(), "{:?}", blind.profile().batching);
+    let samples = vec![vec![i64s("ids", &[100, 101, 102])]];
+    let model = plane.inspect(ModelSpec { samples, ..far.into() }).await.unwrap();
+    assert!(!model.profile().batching.curve.is_empty(), "{:?}", model.profile().batching);
+    let output = model.infer(request(vec![i64s("ids", &[101])])).await.unwrap();
+    assert_eq!(output.outputs, [f32s("y", &[1], &[1.5])]);
 }
 
 #[tokio::test]
@@ -217,7 +237,7 @@ async fn loads_unloads_evictions_and_runs_do_not_get_in_each_others_way() {
             for _ in 0..ROUNDS {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 let number = (state >> 33) as u32 % MODELS;
-                if (state >> 20) % 10 == 0 {
+                if (state >> 20).is_multiple_of(10) {
                     plane.unload(&key(number + 1));
                     continue;
                 }
