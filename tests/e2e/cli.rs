@@ -13,14 +13,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A person at a terminal, with a folder and settings of their own.
-struct Person {
+pub(crate) struct Person {
     folder: TempDir,
     server: String,
     key: String,
 }
 
 impl Person {
-    fn new(server: &Server, key: &str) -> Self {
+    pub(crate) fn new(server: &Server, key: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("sandpiper-cli-").tempdir().unwrap();
         Person { folder, server: server.url(), key: key.to_owned() }
     }
@@ -40,13 +40,13 @@ impl Person {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// Runs what must succeed; gives what it printed.
     #[track_caller]
-    fn good(&self, arguments: &[&str]) -> String {
+    pub(crate) fn good(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:#?}");
         String::from_utf8(output.stdout).unwrap()
@@ -54,14 +54,14 @@ impl Person {
 
     /// Runs what must succeed, with `--json`.
     #[track_caller]
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let text = self.good(&[&["--json"], arguments].concat());
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
     }
 
     /// Runs what must fail with this exit code; gives the error as JSON. Without `--json` the code is the same.
     #[track_caller]
-    fn fails(&self, code: i32, arguments: &[&str]) -> Value {
+    pub(crate) fn fails(&self, code: i32, arguments: &[&str]) -> Value {
         let plain = self.run(arguments);
         assert_eq!(plain.status.code(), Some(code), "{arguments:?}: {plain:#?}");
         let output = self.run(&[&["--json"], arguments].concat());
@@ -72,7 +72,7 @@ impl Person {
         error["error"].clone()
     }
 
-    fn file(&self, name: &str, content: &[u8]) -> String {
+    pub(crate) fn file(&self, name: &str, content: &[u8]) -> String {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         path.display().to_string()
@@ -83,7 +83,7 @@ fn operator(server: &Server) -> Person {
     Person::new(server, OPERATOR_KEY)
 }
 
-fn member(server: &Server) -> (Tenant, Person) {
+pub(crate) fn member(server: &Server) -> (Tenant, Person) {
     let tenant = server.tenant("acme", "dedicated");
     let person = Person::new(server, &tenant.key);
     (tenant, person)
@@ -309,4 +309,44 @@ fn the_demo_reads_a_seven() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["answer"]["digit"], 7, "{report}");
     assert!(report["answer"]["confidence"].as_f64().unwrap() > 0.9, "{report}");
+}
+
+#[test]
+fn models_are_pushed_with_options_and_samples() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "standard");
+    let person = Person::new(&server, &tenant.key);
+    let file = person.folder.path().join("m.onnx");
+    std::fs::write(&file, sandpiper_tests::onnx::product(2, 0.5)).unwrap();
+    let samples = person.folder.path().join("samples.json");
+    let inputs =
+        r#"[{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}]"#;
+    std::fs::write(&samples, inputs).unwrap();
+    let version = person.json(&[
+        "models",
+        "push",
+        "m.onnx",
+        "--option",
+        "cache=true",
+        "--option",
+        "max_delay_us=100",
+        "--samples",
+        "samples.json",
+    ]);
+    assert_eq!(version["options"]["cache"], true);
+    assert_eq!(version["options"]["max_delay_us"], 100);
+    assert!(version["samples_digest"].is_string());
+    let shown = person.good(&["models", "show", "m"]);
+    for part in ["memory_bytes", "operators", "parameters", "batching", "ready", "max_delay_us"] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+    let refused = person.run(&["models", "push", "m.onnx", "--option", "cashe=true"]);
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("the options are batching"),
+        "{refused:?}"
+    );
+    assert!(!person.run(&["models", "push", "m.onnx", "--option", "cache"]).status.success());
+    person.good(&["models", "push", "m.onnx"]);
+    let retained = person.json(&["models", "retain", "m", "--latest", "1"]);
+    assert_eq!(retained["removed"], serde_json::json!([1]));
 }

@@ -8,19 +8,23 @@
 
 mod cancel;
 mod cli;
+mod cli_bench;
 mod edge;
 mod examples;
 mod functions;
+mod grpc;
 mod invocation;
 mod keys;
 mod limits;
 mod logs;
+mod model_metrics;
 mod models;
 mod names;
 mod oip;
 mod oip_bad_input;
 mod oip_repository;
 mod persistence;
+mod registry;
 mod scheduler;
 mod sharing;
 mod tensors;

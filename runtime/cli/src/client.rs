@@ -178,13 +178,37 @@ impl Client {
         invocation: Invocation<'_>,
     ) -> Result<Response<Body>> {
         let Invocation { path, method, headers, body } = invocation;
+        let default = if body.is_some() { "POST" } else { "GET" };
+        let mut request =
+            self.request_to(&format!("/fn/{target}"), path, method.unwrap_or(default), headers)?;
+        if body.as_ref().is_some_and(|body| body.len() > LARGE_BODY) {
+            request = request.header("expect", "100-continue");
+        }
+        let mut response = match body {
+            Some(body) => self.send(request, body, Some(INVOKE))?,
+            None => self.send(request, (), Some(INVOKE))?,
+        };
+        // Only our own refusals carry this header; a function's 502 is told from ours by it.
+        if response.headers().contains_key("x-sandpiper-error") {
+            return Err(refusal(&mut response, Kind::of_invocation));
+        }
+        Ok(response)
+    }
+
+    /// A request to `path` under `prefix` with this client's key, unless the headers bring one.
+    pub(crate) fn request_to(
+        &self,
+        prefix: &str,
+        path: &str,
+        method: &str,
+        headers: &[String],
+    ) -> Result<Builder> {
         if !path.starts_with('/') {
             return Err(CliError::usage("the path must begin with `/`"));
         }
-        let default = if body.is_some() { "POST" } else { "GET" };
-        let method = Method::from_bytes(method.unwrap_or(default).as_bytes())
+        let method = Method::from_bytes(method.as_bytes())
             .map_err(|_| CliError::usage("the method is no HTTP method"))?;
-        let uri = format!("{}/fn/{target}{path}", self.server);
+        let uri = format!("{}{prefix}{path}", self.server);
         let uri: Uri = uri.parse().map_err(|error| {
             CliError::usage("the path is not usable in a URL")
                 .why(error)
@@ -200,18 +224,30 @@ impl Client {
         if let Some(key) = self.key.as_ref().filter(|_| !own_key) {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        if body.as_ref().is_some_and(|body| body.len() > LARGE_BODY) {
-            request = request.header("expect", "100-continue");
+        Ok(request)
+    }
+
+    /// The tenant that was named, which the operator's key needs.
+    pub(crate) fn named_tenant(&self) -> Option<&TenantName> {
+        self.tenant.as_ref()
+    }
+
+    /// Sends a request that was made with [`Client::request_to`]; gives the status, or the server's own refusal.
+    pub(crate) fn try_once(&self, request: &Request<Vec<u8>>, timeout: Duration) -> Result<u16> {
+        let mut builder = Request::builder().method(request.method()).uri(request.uri());
+        for (name, value) in request.headers() {
+            builder = builder.header(name, value);
         }
-        let mut response = match body {
-            Some(body) => self.send(request, body, Some(INVOKE))?,
-            None => self.send(request, (), Some(INVOKE))?,
+        let mut response = match request.body().as_slice() {
+            [] => self.send(builder, (), Some(timeout))?,
+            body => self.send(builder, body, Some(timeout))?,
         };
-        // Only our own refusals carry this header; a function's 502 is told from ours by it.
-        if response.headers().contains_key("x-sandpiper-error") {
+        let protocol = request.uri().path().starts_with("/v2/") && !response.status().is_success();
+        if protocol || response.headers().contains_key("x-sandpiper-error") {
             return Err(refusal(&mut response, Kind::of_invocation));
         }
-        Ok(response)
+        body(&mut response)?;
+        Ok(response.status().as_u16())
     }
 
     fn request(&self, method: Method, path: &str) -> Builder {
@@ -297,7 +333,9 @@ fn refusal(response: &mut Response<Body>, kind_of: fn(u16) -> Kind) -> CliError 
     let retry_after = header("retry-after");
     let body = body(response).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     let field = |name: &str| {
-        let value = body.as_ref()?.get("error")?.get(name)?.as_str()?;
+        let error = body.as_ref()?.get("error")?;
+        // The Open Inference Protocol has a text where the other surfaces have an object.
+        let value = error.get(name).or((name == "message").then_some(error))?.as_str()?;
         Some(value.to_owned()).filter(|value| !value.is_empty())
     };
     let kind = kind_of(status);

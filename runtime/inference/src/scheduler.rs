@@ -105,6 +105,11 @@ impl Scheduler {
     pub(crate) fn depth(&self) -> usize {
         self.shared.lock().queue.len()
     }
+
+    /// Calls of tenants of this band that wait.
+    pub(crate) fn depth_of(&self, band: sandpiper_domain::Band) -> usize {
+        self.shared.lock().queue.len_of(band)
+    }
 }
 
 impl Drop for Scheduler {

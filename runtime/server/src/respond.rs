@@ -227,14 +227,39 @@ impl From<LoadError> for Problem {
             LoadError::Malformed(_) => "malformed_model",
             LoadError::ExternalData { .. } => "external_data",
             LoadError::UnsupportedOperator { .. } => "unsupported_operator",
+            LoadError::UnsupportedVariant { .. } => "unsupported_variant",
             LoadError::UnsupportedType(_) => "unsupported_type",
             LoadError::Unloadable(_) | LoadError::Panicked => "unloadable_model",
+            LoadError::Sample { .. } => "invalid_sample",
+            LoadError::TrialMemory { .. } => "model_memory",
+            LoadError::TrialCpu { .. } | LoadError::TrialWall { .. } => "model_cpu",
+            LoadError::TrialCrashed => "model_crashed",
+            LoadError::OverBudget { .. } => "model_over_budget",
+            LoadError::NoRoom { .. } => {
+                return Problem::new(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    "no_room_for_model",
+                    error.to_string(),
+                )
+                .hint("let go of a pinned model, or have the operator raise --model-memory");
+            }
         };
         let hint = match code {
             "not_onnx" | "truncated_model" => "upload one whole .onnx file; is the path right?",
             "external_data" => "save the model with its weights inside, in one file",
             "unsupported_operator" => {
                 "export the model without these operators, or with others in their place"
+            }
+            "unsupported_variant" => "export the model without this use of the operator",
+            "unsupported_type" => {
+                "use numbers and booleans; train classifiers on integer labels instead of strings"
+            }
+            "invalid_sample" => "send samples that the model can run on; see its inputs",
+            "model_memory" | "model_cpu" => {
+                "simplify the graph, and look for values that grow with nothing in the inputs"
+            }
+            "model_over_budget" => {
+                "use a smaller or a quantised model, or have the operator raise --model-memory"
             }
             _ => "check the model with onnx.checker, and simplify it if it is valid",
         };

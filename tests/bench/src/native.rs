@@ -133,17 +133,17 @@ impl Runner {
         let plane = InferencePlane::start(Config::default())?;
         let tenant: TenantName = "bench".parse()?;
         let key = ModelKey { tenant: tenant.clone(), model: "model".parse()?, version: 1 };
-        let model = plane.load(&key, || Ok(bytes)).await?;
+        let model = plane.load(&key, || Ok(bytes.into())).await?;
         Ok(Runner { model, tenant, _plane: plane })
     }
 
     async fn run(&self, name: &str, tensor: Tensor) -> anyhow::Result<Vec<NamedTensor>> {
         let request = InferenceRequest {
             tenant: self.tenant.clone(),
-            deadline: Some(Instant::now() + WALL),
-            share: Share { weight: 4, band: Band::Normal },
-            inputs: vec![NamedTensor { name: name.to_owned(), tensor }],
+            share: Share { weight: 16, band: Band::Normal },
             batch_with_others: true,
+            deadline: Some(Instant::now() + WALL),
+            inputs: vec![NamedTensor { name: name.to_owned(), tensor }],
         };
         Ok(self.model.infer(request).await?.outputs)
     }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use sandpiper_domain::{
     Band, DataType, InferenceRequest, Model, ModelOptions, NamedTensor, Share, Tensor,
 };
-use sandpiper_inference::{Config, InferencePlane, LoadedModel};
+use sandpiper_inference::{Config, InferencePlane, LoadedModel, ModelSpec};
 
 const IN_FLIGHT: usize = 64;
 /// Rounds of each way, and how long one is measured.
@@ -39,7 +39,7 @@ async fn compare(file: &Path) -> anyhow::Result<()> {
     let with = |batching| {
         let (plane, bytes) = (plane.clone(), bytes.clone());
         let options = ModelOptions { batching, ..ModelOptions::default() };
-        async move { plane.inspect_with(options, bytes).await }
+        async move { plane.inspect(ModelSpec { options, ..bytes.into() }).await }
     };
     let (on, off) = (with(true).await?, with(false).await?);
     crate::say(format_args!("{}", file.display()))?;

@@ -58,7 +58,7 @@ fn exit_code(status: u16) -> u8 {
 }
 
 /// `tenant/name[@selector]`; the tenant is the one named, or the key's.
-fn target(client: &Client, function: &FunctionRef) -> Result<String> {
+pub(super) fn target(client: &Client, function: &FunctionRef) -> Result<String> {
     let tenant = match &function.tenant {
         Some(tenant) => tenant.clone(),
         None => {

@@ -1,5 +1,6 @@
 //! One file per verb. Each takes its arguments and a [`Context`], and prints its own result.
 
+mod bench;
 mod build;
 mod catalog;
 mod config;
@@ -48,12 +49,14 @@ impl Context {
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let context = &Context { ui: Ui::new(cli.global.json), global: cli.global };
     match cli.command {
+        Command::TryModel => return Ok(ExitCode::from(sandpiper_server::try_model())),
         Command::Serve(arguments) => serve::run(context, arguments)?,
         Command::Demo(arguments) => demo::run(context, &arguments)?,
         Command::New(arguments) => new::run(context, &arguments)?,
         Command::Build { path } => build::run(context, &path)?,
         Command::Deploy(arguments) => deploy::run(context, &arguments)?,
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
+        Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,

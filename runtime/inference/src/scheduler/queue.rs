@@ -164,6 +164,13 @@ impl<J: Waiting> Queue<J> {
         self.entries.len()
     }
 
+    /// Calls of tenants of this band that wait.
+    pub(crate) fn len_of(&self, band: Band) -> usize {
+        let tenants = self.of_tenant.iter();
+        let is_of = |id| self.fair.share(id).is_some_and(|share| share.band == band);
+        tenants.filter(|(id, _)| is_of(**id)).map(|(_, backlog)| backlog.calls).sum()
+    }
+
     /// Queues a call, or gives it back. `free_in` is how long every thread still works on what it has begun.
     pub(crate) fn push(
         &mut self,

@@ -16,7 +16,7 @@ use tract_onnx::pb::{GraphProto, NodeProto, tensor_proto::DataType as Onnx};
 
 use super::plane::{busy, depth, one_row};
 use crate::{
-    InferencePlane, LoadedModel,
+    InferencePlane, LoadedModel, ModelSpec,
     testing::{
         D, adder, bytes, f32s, gather, i64s, key, load, node, plane, request, request_of, value,
         weight, with_int,
@@ -53,7 +53,7 @@ fn sums(n: f32) -> NamedTensor {
 
 async fn unbatched(plane: &InferencePlane, model: bytes::Bytes) -> Arc<LoadedModel> {
     let options = ModelOptions { batching: false, ..Default::default() };
-    plane.inspect_with(options, model).await.unwrap()
+    plane.inspect(ModelSpec { options, ..model.into() }).await.unwrap()
 }
 
 fn count(model: &LoadedModel) -> (u64, u64) {
@@ -132,7 +132,7 @@ async fn batching_can_be_switched_off_and_limited() {
         (ModelOptions { batch_size_max: 4, ..Default::default() }, vec![1, 2, 4], 5),
         (ModelOptions { batch_size_max: 1, ..Default::default() }, vec![1], 20),
     ] {
-        let model = plane.inspect_with(options, adder()).await.unwrap();
+        let model = plane.inspect(ModelSpec { options, ..adder().into() }).await.unwrap();
         let batching = &model.profile().batching;
         assert_eq!(batching.sizes, sizes);
         assert_eq!(batching.reason.is_some(), sizes.len() == 1, "{batching:?}");
@@ -260,7 +260,7 @@ async fn a_bad_row_takes_no_neighbour_with_it() {
 async fn a_call_waits_for_company_where_its_model_says_so() {
     let plane = plane(2, 1024);
     let options = ModelOptions { max_delay_us: 500_000, batch_size_max: 4, ..Default::default() };
-    let model = plane.inspect_with(options, adder()).await.unwrap();
+    let model = plane.inspect(ModelSpec { options, ..adder().into() }).await.unwrap();
     let begun = Instant::now();
     let calls = (0..4).map(|n| model.infer(request(row(n as f32))));
     for (n, output) in (0..).zip(join_all(calls).await) {
@@ -326,7 +326,7 @@ async fn tenants_get_their_weighted_shares_alone_and_in_batches() {
     for batching in [false, true] {
         let plane = plane(1, 1024);
         let options = ModelOptions { batching, batch_size_max: 2, ..Default::default() };
-        let model = plane.inspect_with(options, work()).await.unwrap();
+        let model = plane.inspect(ModelSpec { options, ..work().into() }).await.unwrap();
         assert_eq!(model.profile().batching.sizes.len(), 1 + usize::from(batching));
         let ratio = shares(model.clone(), [1, 4], [64, 64]).await;
         assert!(
@@ -421,7 +421,7 @@ async fn what_is_given_up_or_late_never_runs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_that_keeps_panicking_is_put_in_quarantine_until_it_is_loaded_again() {
     let plane = plane(1, 1024);
-    let load = async || plane.load(&key(1), || Ok(gather())).await;
+    let load = async || plane.load(&key(1), || Ok(gather().into())).await;
     let model = load().await.unwrap();
     let other = plane.inspect(adder()).await.unwrap();
     let call = |tenant: &str, id| model.infer(request_of(tenant, vec![i64s("ids", &[id])]));

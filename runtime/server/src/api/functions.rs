@@ -52,7 +52,7 @@ impl Resource for Function {
         &self.versions
     }
 
-    fn version_json(&self, tenant: &TenantName, version: &FunctionVersion) -> Value {
+    fn version_json(&self, _app: &App, tenant: &TenantName, version: &FunctionVersion) -> Value {
         json!({
             "name": self.name,
             "version": version.version,
@@ -66,15 +66,6 @@ impl Resource for Function {
             "limits": version.grant.sandbox,
             "created_at": timestamp(version.created_at),
         })
-    }
-
-    fn node_json(
-        &self,
-        _app: &App,
-        _tenant: &TenantName,
-        _version: &FunctionVersion,
-    ) -> Vec<(&'static str, Value)> {
-        Vec::new()
     }
 
     fn own_json(&self) -> Vec<(&'static str, Value)> {
@@ -203,7 +194,7 @@ async fn deploy(
     let version = outcome.version();
     let runtime = app.functions.get(&tenant.name, &name, version, || app.admission(&tenant));
     runtime.seed(code);
-    let body = function.version_json(&tenant.name, version);
+    let body = function.version_json(&app, &tenant.name, version);
     Ok((status, Json(body)).into_response())
 }
 
