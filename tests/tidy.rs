@@ -27,7 +27,7 @@ const READ_THE_ENVIRONMENT: [&str; 0] = [];
 const KNOW_STATUS: [&str; 1] = ["runtime/sandbox/src/body.rs"];
 
 /// The bad inputs, as the first thing on each line of `tests/bad_input.txt`.
-const BAD_INPUTS: [&str; 31] = [
+const BAD_INPUTS: [&str; 41] = [
     "not Wasm",
     "a core module without metadata",
     "a component with no incoming-handler",
@@ -59,6 +59,16 @@ const BAD_INPUTS: [&str; 31] = [
     "a guest that never answers",
     "a client that disconnects mid-request",
     "its batch entry cancelled",
+    "a shape whose product does not fit its data",
+    "an unknown datatype",
+    "a header length past the body",
+    "a negative dimension",
+    "an input that is given twice",
+    "BYTES with a bad length",
+    "a body in chunks of one byte",
+    "a gzip bomb",
+    "a load of an unknown model",
+    "a call of a model that is not ready",
 ];
 
 /// A crate, the crates of ours that it may use, and others that it may not (a `*` stands for any ending).

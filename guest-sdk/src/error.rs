@@ -120,7 +120,7 @@ impl Error {
     /// |---|---|---|
     /// | `Timeout` | 504 | `model_timeout` |
     /// | `NotFound` | 503 | `model_not_found` |
-    /// | any whose message begins with `busy` | 503 | `model_unavailable` |
+    /// | any whose message begins with `busy` or `unavailable` | 503 | `model_unavailable` |
     /// | the others | 502 | `model_invalid_argument`, `model_failed`, … |
     ///
     /// ```
@@ -131,8 +131,9 @@ impl Error {
     /// ```
     pub fn model(failure: ModelFailure, message: impl Into<Cow<'static, str>>) -> Self {
         let message = message.into();
-        // The host's word for a full queue, for which `wasi:nn` has no code.
-        let (status, code) = match message.starts_with("busy") {
+        // The host's words for a full queue and for a model that is not ready, for which `wasi:nn` has no codes.
+        let is_unavailable = ["busy", "unavailable"].iter().any(|word| message.starts_with(word));
+        let (status, code) = match is_unavailable {
             true => (503, "model_unavailable"),
             false => failure.status_and_code(),
         };

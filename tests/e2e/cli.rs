@@ -310,3 +310,43 @@ fn the_demo_reads_a_seven() {
     assert_eq!(report["answer"]["digit"], 7, "{report}");
     assert!(report["answer"]["confidence"].as_f64().unwrap() > 0.9, "{report}");
 }
+
+#[test]
+fn models_are_pushed_with_options_and_samples() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "standard");
+    let person = Person::new(&server, &tenant.key);
+    let file = person.folder.path().join("m.onnx");
+    std::fs::write(&file, sandpiper_tests::onnx::product(2, 0.5)).unwrap();
+    let samples = person.folder.path().join("samples.json");
+    let inputs =
+        r#"[{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}]"#;
+    std::fs::write(&samples, inputs).unwrap();
+    let version = person.json(&[
+        "models",
+        "push",
+        "m.onnx",
+        "--option",
+        "cache=true",
+        "--option",
+        "max_delay_us=100",
+        "--samples",
+        "samples.json",
+    ]);
+    assert_eq!(version["options"]["cache"], true);
+    assert_eq!(version["options"]["max_delay_us"], 100);
+    assert!(version["samples_digest"].is_string());
+    let shown = person.good(&["models", "show", "m"]);
+    for part in ["memory_bytes", "operators", "parameters", "batching", "ready", "max_delay_us"] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+    let refused = person.run(&["models", "push", "m.onnx", "--option", "cashe=true"]);
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("the options are batching"),
+        "{refused:?}"
+    );
+    assert!(!person.run(&["models", "push", "m.onnx", "--option", "cache"]).status.success());
+    person.good(&["models", "push", "m.onnx"]);
+    let retained = person.json(&["models", "retain", "m", "--latest", "1"]);
+    assert_eq!(retained["removed"], serde_json::json!([1]));
+}

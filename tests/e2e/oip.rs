@@ -315,3 +315,38 @@ fn a_burst_beyond_the_rate_is_told_to_come_later() {
         assert!(refused(answer, 429).contains("faster"));
     }
 }
+
+#[test]
+fn as_many_inferences_as_the_tier_allows_run_and_wait() {
+    let server = Server::start();
+    let tenant = server.tenant("small", "free");
+    tenant.put_model("iris", &model("iris")).expect(201);
+    let other = server.tenant("other", "free");
+    other.put_model("iris", &model("iris")).expect(201);
+    let body = question(&[json!([5.1, 3.5, 1.4, 0.2])], json!({}));
+    // A request that has been let in keeps its place while its body is on the way: 4 run and 16 wait.
+    let held: Vec<_> = (0..24)
+        .map(|_| {
+            let head = format!(
+                "POST {IRIS} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 500\r\n\r\n{{",
+                tenant.key
+            );
+            let mut connection = server.connect();
+            connection.send(head);
+            connection
+        })
+        .collect();
+    let mut free = tenant.client.call("POST", IRIS).json(&body).send();
+    // One that comes before the last of the others is answered, or waits in vain.
+    while free.status == 200 {
+        free = tenant.client.call("POST", IRIS).json(&body).send();
+    }
+    assert_eq!(free.header("retry-after"), Some("1"));
+    let said = refused(free, 429);
+    assert!(said.contains("run and wait") || said.contains("waited too long"), "{said}");
+    other.client.post_json(IRIS, &body).expect(200);
+    drop(held);
+    sandpiper_tests::until("the places are free again", || {
+        (tenant.client.post_json(IRIS, &body).status == 200).then_some(())
+    });
+}

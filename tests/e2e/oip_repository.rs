@@ -122,3 +122,33 @@ fn settings_of_traces_and_logs_are_shown_and_not_changed() {
     }
     refused(server.client().get("/v2/logging"), 401);
 }
+
+#[test]
+fn a_model_in_quarantine_is_not_ready_until_it_is_loaded_again() {
+    let mut server = Server::start();
+    let tenant = iris(&server);
+    tenant.put_model("gather", &model("gather.onnx")).expect(201);
+    let about = tenant.client.get("/v2/models/gather").expect(200).json();
+    let input = &about["inputs"][0];
+    let ask = |index: i64| {
+        let sizes = input["shape"].as_array().unwrap().iter();
+        let shape: Vec<i64> = sizes.map(|size| size.as_i64().unwrap().max(1)).collect();
+        let data = vec![index; shape.iter().product::<i64>() as usize];
+        let tensor = json!({ "name": input["name"], "datatype": input["datatype"], "shape": shape, "data": data });
+        tenant.client.post_json("/v2/models/gather/infer", &json!({ "inputs": [tensor] }))
+    };
+    ask(3).expect(200);
+    for _ in 0..3 {
+        let said = refused(ask(999_999), 500);
+        assert!(!said.contains("999999") && !said.contains(".rs"), "{said}");
+    }
+    assert!(refused(ask(3), 503).contains("quarantine"));
+    assert!(refused(tenant.client.get("/v2/models/gather/ready"), 503).contains("quarantine"));
+    let index = tenant.client.post("/v2/repository/index").expect(200).json();
+    assert_eq!(index[0]["state"], "UNAVAILABLE", "{index}");
+    assert!(index[0]["reason"].as_str().unwrap().contains("quarantine"), "{index}");
+    tenant.client.post_json(IRIS, &row()).expect(200);
+    tenant.client.post("/v2/repository/models/gather/load").expect(200);
+    ask(3).expect(200);
+    server.still_runs();
+}

@@ -302,9 +302,9 @@ fn an_operator_that_the_backend_lacks_is_named() {
     let server = Server::start();
     let tenant = server.tenant("acme", "standard");
     for (file, operator) in [
-        ("unsupported-scaler.onnx", "Scaler"),
+        ("unsupported-unique.onnx", "Unique"),
         ("unsupported-roialign.onnx", "RoiAlign"),
-        ("unsupported-zipmap.onnx", "ZipMap"),
+        ("unsupported-contrib.onnx", "Relu (com.microsoft)"),
         ("unsupported-domain.onnx", "Nonesuch"),
     ] {
         let answer = tenant.put_model("bad", &model(file)).refused(422, "unsupported_operator");

@@ -25,6 +25,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+import sklearn_models
+
 OIP = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -49,10 +51,11 @@ def write(directory, digits):
     """Writes every model; `digits` is the path of digits.onnx. Returns how many there are."""
     directory.mkdir(parents=True, exist_ok=True)
     entries = []
-    for models in (identities, arithmetic, labels, shapes, gathers, division, facts, heavy):
+    kinds = (identities, arithmetic, labels, shapes, gathers, division, facts, heavy)
+    for models in (*kinds, recurrent, shifts, extremes, sklearn_models.models):
         for name, about, model, runs in models():
             entries.append(entry(directory, name, about, model, runs))
-    for name, about, content in refused(digits.read_bytes()):
+    for name, about, content in (*refused(digits.read_bytes()), *sklearn_models.strings()):
         (directory / name).write_bytes(content)
         loads = None if name in EITHER else False
         entries.append({"file": name, "about": about, "loads": loads, "cases": []})
@@ -78,7 +81,7 @@ def entry(directory, name, about, model, runs):
         try:
             if fails:
                 raise ValueError("known to fail")
-            outputs = session.run(names, inputs)
+            outputs = [matrix(value) for value in session.run(names, inputs)]
             case["outputs"] = {key: tensor(value) for key, value in zip(names, outputs)}
         except Exception:  # onnxruntime raises several kinds
             case["error"] = True
@@ -101,10 +104,20 @@ def tensor(value):
     }
 
 
+def matrix(value):
+    """A list of maps from class to probability is a matrix of probabilities, one column for each class."""
+    if isinstance(value, list):
+        return np.array([[row[key] for key in sorted(row)] for row in value], np.float32)
+    return value
+
+
 def described(value):
+    if value.type.WhichOneof("value") == "sequence_type":
+        return {"name": value.name, "datatype": "FP32", "shape": ["N", "classes"]}
     kind = value.type.tensor_type
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-    shape = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+    known = [dim.dim_value if dim.HasField("dim_value") else "?" for dim in kind.shape.dim]
+    shape = [dim.dim_param or size for dim, size in zip(kind.shape.dim, known)]
     return {"name": value.name, "datatype": OIP[dtype.name], "shape": shape}
 
 
@@ -376,16 +389,91 @@ def heavy():
     )
 
 
+def rnn(operator, gates, layout=0, **attributes):
+    """A recurrent operator over 5 steps of 2 rows of 3 values, and inputs for it."""
+    random = np.random.default_rng(7)
+    directions = 2 if attributes.get("direction") == "bidirectional" else 1
+
+    def values(*shape):
+        return random.standard_normal(shape).astype(np.float32)
+
+    weights = [
+        ("w", values(directions, gates * 4, 3)),
+        ("r", values(directions, gates * 4, 4)),
+        ("b", values(directions, gates * 8)),
+    ]
+    steps = (2, 5, 3) if layout else (5, 2, 3)
+    model = build(
+        [(operator, ["x", "w", "r", "b"], ["y", "last"], {"hidden_size": 4, "layout": layout, **attributes})],
+        [("x", FLOAT, list(steps))],
+        [("y", FLOAT, None), ("last", FLOAT, None)],
+        weights,
+    )
+    return model, [{"x": values(*steps)}, {"x": values(*steps)}]
+
+
+def recurrent():
+    """Every direction: tract runs `reverse` forward on its own."""
+    for operator, gates in (("RNN", 1), ("GRU", 3), ("LSTM", 4)):
+        for direction in ("forward", "reverse", "bidirectional"):
+            model, runs = rnn(operator, gates, direction=direction)
+            yield f"{operator.lower()}-{direction}.onnx", f"{operator}, {direction}", model, runs
+
+
+def shifts():
+    """Shifts by up to every bit there is."""
+    for dtype in ("uint8", "uint32", "uint64"):
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        bits = np.dtype(dtype).itemsize * 8
+        values = np.array([1, 2, 3, 100, 255], dtype)
+        for direction in ("LEFT", "RIGHT"):
+            yield (
+                f"shift-{direction.lower()}-{dtype}.onnx",
+                f"BitShift {direction} of {dtype}",
+                build(
+                    [("BitShift", ["x", "by"], ["y"], {"direction": direction})],
+                    [("x", kind, ["N"]), ("by", kind, ["N"])],
+                    [("y", kind, ["N"])],
+                ),
+                [{"x": values, "by": np.array([0, 1, 2, 3, bits - 1], dtype)}],
+            )
+
+
+def extremes():
+    """The largest and smallest where all are infinite: the logarithm of 0 is, and JSON cannot say it."""
+    rows = f32([0, 0], [0, 1], [1, 2])
+    for operator, sign in (("ReduceMax", []), ("ReduceMin", [("Neg", ["log"], ["signed"])])):
+        value = "signed" if sign else "log"
+        yield (
+            f"{operator.lower()}-infinite.onnx",
+            f"{operator} of infinities",
+            build(
+                [
+                    ("Log", ["x"], ["log"]),
+                    *sign,
+                    (operator, [value], ["m"], {"axes": [1]}),
+                    ("IsInf", ["m"], ["y"]),
+                ],
+                [("x", FLOAT, ["N", 2])],
+                [("y", TensorProto.BOOL, ["N", 1])],
+            ),
+            [{"x": rows}],
+        )
+
+
 # Models that must be refused
 
 
 def refused(digits):
     x, y = [("x", FLOAT, ["N", 3])], [("y", FLOAT, ["N", 3])]
-    scaled = {"domain": "ai.onnx.ml", "offset": [0.0] * 3, "scale": [1.0] * 3}
     models = {
-        "unsupported-scaler.onnx": (
-            "ai.onnx.ml Scaler, which tract lacks",
-            build([("Scaler", ["x"], ["y"], scaled)], x, y, sets=(("", 17), ("ai.onnx.ml", 1))),
+        "unsupported-unique.onnx": (
+            "Unique, which tract lacks",
+            build([("Unique", ["x"], ["y"])], x, y),
+        ),
+        "unsupported-use.onnx": (
+            "an RNN of another activation function, which tract would pass over",
+            rnn("RNN", 1, activations=["Relu"])[0],
         ),
         "unsupported-roialign.onnx": (
             "RoiAlign, which tract lacks",
@@ -395,9 +483,14 @@ def refused(digits):
                 [("y", FLOAT, ["R", 1, 2, 2])],
             ),
         ),
-        "unsupported-zipmap.onnx": (
-            "ai.onnx.ml ZipMap: a sequence of maps, which is no tensor",
-            zipmap(),
+        "unsupported-contrib.onnx": (
+            "an operator of another domain that shares its name with one of ONNX's",
+            build(
+                [("Relu", ["x"], ["y"], {"domain": "com.microsoft"})],
+                x,
+                y,
+                sets=(("", 17), ("com.microsoft", 1)),
+            ),
         ),
         "unsupported-domain.onnx": (
             "an operator nobody defines",
@@ -448,19 +541,6 @@ def refused(digits):
     yield "text.onnx", "not protobuf", b"This is not a model.\n"
     noise = np.random.default_rng(3).integers(0, 256, 4096, np.uint8).tobytes()
     yield "noise.onnx", "random bytes", noise
-
-
-def zipmap():
-    model = build(
-        [("ZipMap", ["x"], ["y"], {"domain": "ai.onnx.ml", "classlabels_int64s": [0, 1, 2]})],
-        [("x", FLOAT, ["N", 3])],
-        [],
-        sets=(("", 17), ("ai.onnx.ml", 1)),
-    )
-    value = helper.make_tensor_type_proto(FLOAT, [])
-    maps = helper.make_sequence_type_proto(helper.make_map_type_proto(INT64, value))
-    model.graph.output.append(helper.make_value_info("y", maps))
-    return model
 
 
 def external(location):

@@ -118,6 +118,13 @@ impl Call {
         self
     }
 
+    /// A header that is set already.
+    #[track_caller]
+    pub fn header_of(&self, name: &str) -> String {
+        let found = self.headers.iter().find(|(other, _)| other == name);
+        found.unwrap_or_else(|| panic!("no header {name}")).1.clone()
+    }
+
     /// Sets a body, whose length is told.
     pub fn body(mut self, body: impl AsRef<[u8]>) -> Self {
         self.body = Body::Sized(body.as_ref().to_vec());

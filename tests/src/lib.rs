@@ -10,7 +10,9 @@
 mod artefacts;
 mod client;
 mod connection;
+mod grpc;
 mod metrics;
+pub mod onnx;
 mod server;
 mod tenant;
 mod wait;
@@ -20,6 +22,7 @@ pub use artefacts::{
 };
 pub use client::{Answer, Call, Client, multipart};
 pub use connection::Connection;
+pub use grpc::{GrpcCall, GrpcClient, GrpcStatus, frame};
 pub use metrics::Metrics;
 pub use server::{OPERATOR_KEY, Server, Start};
 pub use tenant::Tenant;

@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Client, Connection, Metrics, Tenant, artefacts};
+use crate::{Client, Connection, GrpcClient, Metrics, Tenant, artefacts};
 
 /// The operator's key of every server here.
 pub const OPERATOR_KEY: &str = "operator-key-of-the-tests-0123456789";
@@ -114,6 +114,11 @@ impl Server {
     /// A bare connection.
     pub fn connect(&self) -> Connection {
         Connection::open(&self.address())
+    }
+
+    /// A gRPC connection without a key.
+    pub fn grpc(&self) -> GrpcClient {
+        GrpcClient::connect(&self.address())
     }
 
     /// Makes a tenant with a key that may do everything.

@@ -85,6 +85,9 @@ pub(crate) enum Command {
     /// Show and set the defaults of this command line
     #[command(subcommand)]
     Config(Config),
+    /// Try the model on stdin; the server starts itself so for every upload
+    #[command(name = sandpiper_server::TRIAL_ARGUMENT, hide = true)]
+    TryModel,
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +110,9 @@ pub(crate) struct Serve {
     /// The form of the server's own log, on stderr
     #[arg(long, value_enum, default_value_t = LogForm::Text)]
     pub(crate) log_format: LogForm,
+    /// The memory for models, such as 512MiB or 8GiB; a bare number is MiB [default: the settings file's, or 4GiB]
+    #[arg(long, value_name = "SIZE", value_parser = mebibytes)]
+    pub(crate) model_memory: Option<u64>,
     /// Stop when stdin ends; the demo ties its server to itself by this
     #[arg(long, hide = true)]
     pub(crate) until_stdin_ends: bool,
@@ -220,6 +226,23 @@ pub(crate) enum Models {
         /// Leave the alias `live` where it is
         #[arg(long)]
         no_activate: bool,
+        /// How the version is loaded and run, as `name=value`: batching, batch_size_max, batch_tolerance,
+        /// max_delay_us, cache, pinned; may be given again
+        #[arg(long = "option", value_name = "OPTION", value_parser = option)]
+        options: Vec<(String, String)>,
+        /// A JSON array of requests, each with its `inputs`, to warm up and to measure with
+        #[arg(long, value_name = "FILE")]
+        samples: Option<PathBuf>,
+    },
+    /// Say which versions are kept: the latest, or these; the newest and those with aliases always are
+    Retain {
+        name: ModelName,
+        /// So many of the newest
+        #[arg(long, value_name = "COUNT", conflicts_with = "versions")]
+        latest: Option<u32>,
+        /// These, with commas between them
+        #[arg(long, value_name = "VERSIONS", value_delimiter = ',')]
+        versions: Option<Vec<u32>>,
     },
     /// List the models
     List,
@@ -301,6 +324,27 @@ pub(crate) enum Setting {
     Server,
     Key,
     Tenant,
+}
+
+/// A size in MiB, or with a unit.
+fn mebibytes(text: &str) -> Result<u64, &'static str> {
+    const RULE: &str = "give a size such as 512, 512MiB or 8GiB, of at least 1 MiB";
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "m" | "mib" => 1,
+        "g" | "gib" => 1 << 10,
+        "t" | "tib" => 1 << 20,
+        _ => return Err(RULE),
+    };
+    let size = number.parse().ok().and_then(|number: u64| number.checked_mul(factor));
+    size.filter(|size| (1..=1 << 40).contains(size)).ok_or(RULE)
+}
+
+/// `name=value`.
+fn option(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("give it as name=value")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 /// `[tenant/]name[@selector]`.

@@ -42,24 +42,64 @@ impl Upload {
 
     /// A component and its manifest as a multipart form.
     pub(crate) fn function(component: &Path, manifest: &str) -> Result<Self> {
+        let manifest = Part::text("manifest", "sandpiper.toml", "application/toml", manifest);
         let component = Self::file(component)?;
+        Ok(Self::form(vec![
+            manifest,
+            Part::of("component", "component.wasm", "application/wasm", component),
+        ]))
+    }
+
+    /// A model and its samples as a multipart form.
+    pub(crate) fn model(model: &Path, samples: &Path) -> Result<Self> {
+        let (model, samples) = (Self::file(model)?, Self::file(samples)?);
+        Ok(Self::form(vec![
+            Part::of("samples", "samples.json", "application/json", samples),
+            Part::of("model", "model.onnx", "application/octet-stream", model),
+        ]))
+    }
+
+    fn form(parts: Vec<Part>) -> Self {
         let boundary = format!("sandpiper-{:032x}", rand::random::<u128>());
-        let head = format!(
-            "--{boundary}\r\nContent-Disposition: form-data; name=\"manifest\"; \
-             filename=\"sandpiper.toml\"\r\nContent-Type: application/toml\r\n\r\n{manifest}\r\n\
-             --{boundary}\r\nContent-Disposition: form-data; name=\"component\"; \
-             filename=\"component.wasm\"\r\nContent-Type: application/wasm\r\n\r\n"
-        );
+        let (mut length, mut reader): (u64, Box<dyn Read>) = (0, Box::new(io::empty()));
+        let mut separator = format!("--{boundary}\r\n");
+        for Part { name, file, kind, upload } in parts {
+            let head = format!(
+                "{separator}Content-Disposition: form-data; name=\"{name}\"; \
+                 filename=\"{file}\"\r\nContent-Type: {kind}\r\n\r\n"
+            );
+            length += head.len() as u64 + upload.length;
+            reader = Box::new(reader.chain(Cursor::new(head)).chain(upload.reader));
+            separator = format!("\r\n--{boundary}\r\n");
+        }
         let tail = format!("\r\n--{boundary}--\r\n");
-        let length = (head.len() + tail.len()) as u64 + component.length;
-        let reader = Cursor::new(head).chain(component.reader).chain(Cursor::new(tail));
+        length += tail.len() as u64;
         let content_type = format!("multipart/form-data; boundary={boundary}");
-        Ok(Upload { content_type, length, reader: Box::new(reader) })
+        Upload { content_type, length, reader: Box::new(reader.chain(Cursor::new(tail))) }
     }
 
     /// The reader, which moves `task`'s bar.
     pub(crate) fn counted(self, task: &Task) -> impl Read + '_ {
         Counted { reader: self.reader, task }
+    }
+}
+
+/// One part of a form.
+struct Part {
+    name: &'static str,
+    file: &'static str,
+    kind: &'static str,
+    upload: Upload,
+}
+
+impl Part {
+    fn of(name: &'static str, file: &'static str, kind: &'static str, upload: Upload) -> Self {
+        Part { name, file, kind, upload }
+    }
+
+    fn text(name: &'static str, file: &'static str, kind: &'static str, text: &str) -> Self {
+        let (length, reader) = (text.len() as u64, Box::new(Cursor::new(text.to_owned())));
+        Part::of(name, file, kind, Upload { content_type: kind.to_owned(), length, reader })
     }
 }
 

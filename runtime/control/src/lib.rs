@@ -10,8 +10,8 @@ mod store;
 
 pub use catalog::{
     Alias, Catalog, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion,
-    NewFunction, NewKey, NewModel, PinnedBlob, Principal, PutOutcome, Snapshot, Target, Tenant,
-    Versions,
+    NewFunction, NewKey, NewModel, PinnedBlob, Principal, PutOutcome, Retention, Snapshot, Target,
+    Tenant, Versions,
 };
 pub use error::{CatalogError, KeyError, OpenError};
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};

@@ -23,12 +23,14 @@ const REFUSED_BYTES_MIN: usize = 1 << 20;
 /// Tensors are aligned at least so; collections are not.
 const TENSOR_ALIGNMENT_MIN: usize = if cfg!(target_arch = "x86_64") { 32 } else { 16 };
 /// A thread that does no contained work.
-const FREE: Allowance = Allowance { left: isize::MAX, whole: isize::MAX };
+const FREE: Allowance = Allowance { left: isize::MAX, whole: isize::MAX, fatal: None };
 
 #[derive(Clone, Copy)]
 struct Allowance {
     left: isize,
     whole: isize,
+    /// The process ends with this exit code at the first byte too many, whatever it is for.
+    fatal: Option<i32>,
 }
 
 thread_local! {
@@ -50,6 +52,11 @@ fn take(layout: Layout) -> bool {
         return true;
     }
     let left = allowance.left.saturating_sub_unsigned(layout.size());
+    if left < 0
+        && let Some(code) = allowance.fatal
+    {
+        exit_now(code);
+    }
     let refusable = layout.size() >= REFUSED_BYTES_MIN && layout.align() >= TENSOR_ALIGNMENT_MIN;
     if left < 0 && refusable {
         return false;
@@ -64,6 +71,14 @@ fn give(bytes: usize) {
     if allowance.whole != isize::MAX {
         let left = allowance.left.saturating_add_unsigned(bytes).min(allowance.whole);
         ALLOWANCE.set(Allowance { left, ..allowance });
+    }
+}
+
+fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` may be called at any moment; nothing of the process runs after it.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::_exit(code)
     }
 }
 
@@ -128,15 +143,40 @@ impl Drop for Outer {
 }
 
 /// Runs `work` with an allowance of `bytes` on this thread. Inside work that has one already, that one goes on.
-pub(crate) fn within<R>(bytes: usize, work: impl FnOnce() -> R) -> R {
+/// Gives with the result what `work` has left behind on this thread, in bytes.
+pub(crate) fn within<R>(bytes: usize, work: impl FnOnce() -> R) -> (R, u64) {
     let outer = ALLOWANCE.get();
     if outer.whole != isize::MAX {
-        return work();
+        let result = work();
+        return (result, held_since(outer.left));
     }
     let whole = isize::try_from(bytes).unwrap_or(isize::MAX - 1).min(isize::MAX - 1);
-    ALLOWANCE.set(Allowance { left: whole, whole });
+    ALLOWANCE.set(Allowance { left: whole, whole, fatal: None });
+    let _outer = Outer(outer);
+    let result = work();
+    (result, held_since(whole))
+}
+
+/// Runs `work` so that the process ends with the exit code `code` once this thread holds more than `bytes`.
+pub(crate) fn within_or_exit<R>(bytes: usize, code: i32, work: impl FnOnce() -> R) -> R {
+    let outer = ALLOWANCE.get();
+    let whole = isize::try_from(bytes).unwrap_or(isize::MAX - 1).min(isize::MAX - 1);
+    ALLOWANCE.set(Allowance { left: whole, whole, fatal: Some(code) });
     let _outer = Outer(outer);
     work()
+}
+
+fn held_since(left: isize) -> u64 {
+    u64::try_from(left.saturating_sub(ALLOWANCE.get().left)).unwrap_or(0)
+}
+
+/// Gives pages back to the machine that this thread has freed, or that others have freed of what it made.
+pub(crate) fn give_back_pages() {
+    // SAFETY: mimalloc's own call, for which any thread is good at any time.
+    #[allow(unsafe_code)]
+    unsafe {
+        libmimalloc_sys::mi_collect(true);
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +213,23 @@ mod tests {
             assert_eq!(held(vector, 20), 20);
         });
         assert_eq!(held(tensor, 20), 20);
+    }
+
+    #[test]
+    fn what_work_leaves_behind_is_told() {
+        let (kept, held) = within(64 * MIB, || {
+            drop(vec![1u8; 4 * MIB]);
+            vec![1u8; 3 * MIB]
+        });
+        assert_eq!((kept.len() as u64, held), (3 << 20, 3 << 20));
+        let (inner, held) = within(64 * MIB, || {
+            let first = vec![1u8; MIB];
+            let (second, inner) = within(1, || vec![1u8; 2 * MIB]);
+            drop(first);
+            drop(second);
+            inner
+        });
+        assert_eq!((inner, held), (2 << 20, 0));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What the plane asks of an engine that runs graphs.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 
-use crate::{Batching, contract::Contract};
+use crate::{Batching, contract::Contract, footprint::Footprint};
 
 pub(crate) mod tract;
 
@@ -21,6 +21,9 @@ pub(crate) trait Program: Send + Sync {
 
     /// Whether calls may run together, and what that was measured to take.
     fn batching(&self) -> &Batching;
+
+    /// The memory it holds; it may grow with the shapes that come.
+    fn footprint(&self) -> &Arc<Footprint>;
 
     /// Runs the graph on inputs that [`Contract::order`] has put in order, on this thread. Panics of the engine
     /// are contained. `stop` is asked between the steps of the graph; once it says yes the run ends in

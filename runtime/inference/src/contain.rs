@@ -42,6 +42,14 @@ pub(crate) fn contained<R>(work: impl FnOnce() -> R) -> Result<R, Panicked> {
 
 /// The same with room for `bytes` of memory, unless it runs inside contained work.
 pub(crate) fn contained_within<R>(bytes: usize, work: impl FnOnce() -> R) -> Result<R, Panicked> {
+    measured_within(bytes, work).map(|(result, _)| result)
+}
+
+/// The same, and gives what `work` has left behind in memory, in bytes.
+pub(crate) fn measured_within<R>(
+    bytes: usize,
+    work: impl FnOnce() -> R,
+) -> Result<(R, u64), Panicked> {
     let outer = CONTAINED.replace(true);
     let result = catch_unwind(AssertUnwindSafe(|| alloc::within(bytes, work)));
     CONTAINED.set(outer);

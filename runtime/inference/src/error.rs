@@ -1,10 +1,12 @@
 //! Why a model could not be loaded.
 
+use serde::{Deserialize, Serialize};
+
 /// The most operators an error names.
 const OPERATORS_SHOWN: usize = 16;
 
 /// Why a model was refused. The text is meant for the tenant who uploaded it: it holds no weights and no paths.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum LoadError {
     /// The bytes are something else than an ONNX model.
     #[error("the bytes are not an ONNX model")]
@@ -29,6 +31,14 @@ pub enum LoadError {
         /// Their names, each once, in the order of their first use.
         operators: Vec<String>,
     },
+    /// The backend has the operator, but not what this node asks of it, and would answer something else.
+    #[error("the backend does not implement this use of the operator `{operator}`: {why}")]
+    UnsupportedVariant {
+        /// The operator's name.
+        operator: String,
+        /// What about it the backend lacks.
+        why: String,
+    },
     /// A tensor of a type that the backend cannot hold.
     #[error("{0}")]
     UnsupportedType(String),
@@ -38,12 +48,67 @@ pub enum LoadError {
     /// The backend panicked over the model; the panic was contained.
     #[error("the model cannot be loaded: the backend failed on it in an unforeseen way")]
     Panicked,
+    /// A sample that came with the model does not fit it, or the model fails on it.
+    #[error("sample {number} does not work with the model: {why}")]
+    Sample {
+        /// Which, from 0.
+        number: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// The trial process needed more memory than it may have.
+    #[error(
+        "making the model ready takes more than {limit_mib} MiB of memory, which is the limit for a file of its size"
+    )]
+    TrialMemory {
+        /// The limit.
+        limit_mib: u64,
+    },
+    /// The trial process needed more processor time than it may have.
+    #[error(
+        "making the model ready takes more than {limit_s} s of processor time, which is the limit for a file of its size"
+    )]
+    TrialCpu {
+        /// The limit.
+        limit_s: u64,
+    },
+    /// The trial process did not end in time.
+    #[error("the model was not ready after {limit_s} s, which is the limit for a file of its size")]
+    TrialWall {
+        /// The limit.
+        limit_s: u64,
+    },
+    /// The trial process broke down.
+    #[error("the backend broke down over the model, in a process of its own")]
+    TrialCrashed,
+    /// The model alone is larger than all models may be together.
+    #[error("the model takes {} MiB of memory; all models of this node together may take {} MiB", mib_up(*.needed), .budget >> 20)]
+    OverBudget {
+        /// Bytes it takes.
+        needed: u64,
+        /// Bytes that there are for models.
+        budget: u64,
+    },
+    /// What pinned models leave of the budget is too little.
+    #[error("the model takes {} MiB of memory; of the {} MiB for models on this node, pinned ones hold {} MiB", mib_up(*.needed), .budget >> 20, mib_up(*.pinned))]
+    NoRoom {
+        /// Bytes it takes.
+        needed: u64,
+        /// Bytes that pinned models hold.
+        pinned: u64,
+        /// Bytes that there are for models.
+        budget: u64,
+    },
     /// Too many models wait to be loaded.
     #[error("too many models are being loaded; try again shortly")]
     Saturated,
     /// The bytes could not be had.
     #[error("{0}")]
     Bytes(String),
+}
+
+fn mib_up(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 fn list(operators: &[String]) -> String {

@@ -9,21 +9,28 @@ mod contain;
 mod contract;
 mod cost;
 mod error;
+mod footprint;
 mod health;
+mod loader;
 mod model;
 mod plane;
 mod pool;
 mod profile;
 mod registry;
+mod response_cache;
 mod scheduler;
+mod spec;
 mod stats;
+mod trial;
 
 pub use alloc::WalledAllocator;
 pub use error::LoadError;
 pub use model::LoadedModel;
 pub use plane::{Config, InferencePlane};
 pub use profile::{BatchCost, Batching, ModelProfile};
+pub use spec::ModelSpec;
 pub use stats::{BatchTimes, ModelStats, Timing};
+pub use trial::{Trial, try_model};
 
 #[cfg(test)]
 mod testing;

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::ready,
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, LazyLock,
@@ -21,6 +22,7 @@ use crate::{
     backend::Program,
     cost::Costs,
     health::Health,
+    response_cache::{Lookup, ModelCache},
     scheduler::{Answer, Ask, Job, Pending, Refusal, Scheduler, Ticket},
 };
 
@@ -44,19 +46,22 @@ pub struct LoadedModel {
     core: Arc<Core>,
     scheduler: Arc<Scheduler>,
     profile: Arc<ModelProfile>,
+    options: ModelOptions,
+    responses: Option<ModelCache>,
 }
 
 impl LoadedModel {
-    /// `memory_bytes` is what it counts for in the budget of models.
+    /// `responses` is its part of the cache of answers, where it has one.
     pub(crate) fn new(
         program: Arc<dyn Program>,
         scheduler: Arc<Scheduler>,
-        memory_bytes: u64,
         options: &ModelOptions,
         stats: Arc<ModelStats>,
+        responses: Option<ModelCache>,
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let batching = program.batching().clone();
+        stats.loads.fetch_add(1, Relaxed);
+        let (batching, memory_bytes) = (program.batching().clone(), program.footprint().bytes());
         let (operators, parameters) = (program.operators().clone(), program.parameters());
         let curve = batching.curve.iter().map(|cost| (cost.size, (cost.us * 1e3) as u64));
         let costs = Costs::new(curve);
@@ -74,7 +79,23 @@ impl LoadedModel {
             is_varied,
         };
         let profile = Arc::new(ModelProfile { operators, parameters, memory_bytes, batching });
-        LoadedModel { core: Arc::new(core), scheduler, profile }
+        let (core, options) = (Arc::new(core), options.clone());
+        LoadedModel { core, scheduler, profile, options, responses }
+    }
+
+    /// How it is run and kept.
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
+    }
+
+    /// What it holds in memory now, in bytes: as in its profile, and what plans for further shapes have added.
+    pub fn memory_bytes(&self) -> u64 {
+        self.core.program.footprint().bytes()
+    }
+
+    /// Whether calls of it wait or run.
+    pub(crate) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.core) > 1
     }
 
     /// What is in it, and what it costs.
@@ -110,6 +131,20 @@ impl Model for LoadedModel {
     }
 
     fn infer(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
+        let lookup = self.responses.as_ref().map(|responses| responses.look_up(&request));
+        match lookup {
+            Some(Lookup::Hit(output)) => Box::pin(ready(Ok(output))),
+            Some(Lookup::Miss(place)) => {
+                let answer = self.compute(request);
+                Box::pin(async move { answer.await.inspect(|output| place.keep(output)) })
+            }
+            Some(Lookup::Pass) | None => self.compute(request),
+        }
+    }
+}
+
+impl LoadedModel {
+    fn compute(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
         let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
         Box::pin(async move {
             let InferenceRequest { tenant, share, deadline, inputs, batch_with_others } = request;
@@ -177,6 +212,7 @@ fn refused(refusal: Refusal) -> InferenceError {
     match refusal {
         Refusal::Tenant => InferenceError::TenantSaturated,
         Refusal::Full => InferenceError::Saturated,
+        Refusal::Expired => InferenceError::Timeout,
         Refusal::Late { retry_after } => InferenceError::Unmeetable { retry_after },
     }
 }

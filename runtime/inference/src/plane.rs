@@ -7,18 +7,18 @@ use std::{
     thread,
 };
 
-use bytes::Bytes;
 use dashmap::DashMap;
 use futures::{FutureExt, future::Shared};
-use sandpiper_domain::{BoxFuture, ModelKey, ModelOptions, TenantName};
+use sandpiper_domain::{Band, BoxFuture, Digest, ModelKey, ModelName, TenantName};
 use tokio::sync::oneshot;
 
 use crate::{
-    LoadError, LoadedModel, ModelStats,
-    backend::{Program, tract},
-    contain,
+    LoadError, LoadedModel, ModelSpec, ModelStats, Trial, contain,
+    footprint::Ledger,
+    loader::Loader,
     pool::{Owned, Pool},
     registry::{Loaded, Pending, Registry},
+    response_cache::ResponseCache,
     scheduler::Scheduler,
 };
 
@@ -40,36 +40,38 @@ pub struct Config {
     pub threads: usize,
     /// Calls that may wait for a compute thread before further ones are refused.
     pub queue_capacity: usize,
-    /// The budget for models in memory, in bytes. A model counts with the length of its file, which stands in for
-    /// what it really takes.
+    /// The budget for models in memory, in bytes. A model counts with what it was measured to take.
     pub models_bytes_max: u64,
+    /// The budget for answers of models that are cached, in bytes.
+    pub responses_bytes_max: u64,
+    /// How uploads are tried before they are loaded; `None` loads them at once.
+    pub trial: Option<Trial>,
 }
 
 impl Default for Config {
-    /// One thread for each core, 1024 calls waiting, and 4 GiB of models.
+    /// One thread for each core, 1024 calls waiting, 4 GiB of models and 64 MiB of answers, and no trials.
     fn default() -> Self {
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        Config { threads, queue_capacity: 1024, models_bytes_max: 4 << 30 }
+        let (models_bytes_max, responses_bytes_max) = (4 << 30, 64 << 20);
+        Config { threads, queue_capacity: 1024, models_bytes_max, responses_bytes_max, trial: None }
     }
 }
 
 /// Loads models once and runs them on its own threads.
 pub struct InferencePlane {
-    registry: Arc<Registry>,
-    compute: Arc<Scheduler>,
+    loader: Arc<Loader>,
     loaders: Pool<Load>,
     inspectors: Pool<Load>,
     stats: DashMap<ModelKey, Arc<ModelStats>>,
 }
 
-type Source = Box<dyn FnOnce() -> Result<Bytes, String> + Send>;
+type Source = Box<dyn FnOnce() -> Result<ModelSpec, String> + Send>;
 
 /// A load on its way to a loader thread. However it ends, its entry among the pending ones goes with it.
 struct Load {
     place: Option<Place>,
     source: Source,
-    options: ModelOptions,
-    compute: Arc<Scheduler>,
+    loader: Arc<Loader>,
     stats: Arc<ModelStats>,
     reply: oneshot::Sender<Loaded>,
 }
@@ -90,76 +92,103 @@ impl InferencePlane {
         let loaders = LOADERS_MAX.min(config.threads);
         let loaders = start("sandpiper-load", loaders, LOADS_WAITING_MAX)?;
         let inspectors = start("sandpiper-inspect", INSPECTORS, INSPECTIONS_WAITING_MAX)?;
-        let compute = Scheduler::start(config.threads, config.queue_capacity)?;
-        let registry = Arc::new(Registry::new(config.models_bytes_max));
-        let compute = Arc::new(compute);
-        let stats = DashMap::new();
-        Ok(Arc::new(InferencePlane { registry, compute, loaders, inspectors, stats }))
+        let compute = Arc::new(Scheduler::start(config.threads, config.queue_capacity)?);
+        let (ledger, grew) = Ledger::new();
+        let registry = Arc::new(Registry::new(config.models_bytes_max, ledger));
+        let watched = Arc::downgrade(&registry);
+        thread::Builder::new().name("sandpiper-budget".to_owned()).spawn(move || {
+            // Ends with the registry, whose ledger holds the sender.
+            for () in grew {
+                let Some(registry) = watched.upgrade() else { return };
+                registry.hold_budget();
+            }
+        })?;
+        let responses = Arc::new(ResponseCache::new(config.responses_bytes_max));
+        let trial = config.trial;
+        let loader = Arc::new(Loader { compute, registry, responses, trial });
+        Ok(Arc::new(InferencePlane { loader, loaders, inspectors, stats: DashMap::new() }))
     }
 
-    /// The model of this key, from memory or else from `bytes`, which is called on a loader thread and only when
+    /// The model of this key, from memory or else from `source`, which is called on a loader thread and only when
     /// no other caller is loading the same key. A caller that goes away does not stop the load.
     pub async fn load(
         &self,
         key: &ModelKey,
-        bytes: impl FnOnce() -> Result<Bytes, String> + Send + 'static,
-    ) -> Result<Arc<LoadedModel>, LoadError> {
-        self.load_with(key, ModelOptions::default(), bytes).await
-    }
-
-    /// The same with options, which count where the model is not in memory yet.
-    pub async fn load_with(
-        &self,
-        key: &ModelKey,
-        options: ModelOptions,
-        bytes: impl FnOnce() -> Result<Bytes, String> + Send + 'static,
+        source: impl FnOnce() -> Result<ModelSpec, String> + Send + 'static,
     ) -> Result<Arc<LoadedModel>, LoadError> {
         match self.loaded(key) {
             Some(model) => Ok(model),
-            None => self.join_load(key, options, Box::new(bytes)).await,
+            None => self.join_load(key, Box::new(source)).await,
         }
     }
 
-    /// Parses and optimises `bytes` on the thread of uploads without registering the model: for uploads, whose version
+    /// Tries a model apart and loads it on the thread of uploads without registering it: for uploads, whose version
     /// does not exist yet. See [`InferencePlane::register`].
-    pub async fn inspect(&self, bytes: Bytes) -> Result<Arc<LoadedModel>, LoadError> {
-        self.inspect_with(ModelOptions::default(), bytes).await
-    }
-
-    /// The same with options.
-    pub async fn inspect_with(
-        &self,
-        options: ModelOptions,
-        bytes: Bytes,
-    ) -> Result<Arc<LoadedModel>, LoadError> {
+    pub async fn inspect(&self, spec: impl Into<ModelSpec>) -> Result<Arc<LoadedModel>, LoadError> {
         let (reply, outcome) = oneshot::channel();
-        let (source, compute) = (Box::new(|| Ok(bytes)), self.compute.clone());
-        let stats = Arc::default();
-        let load = Load { place: None, source, options, compute, stats, reply };
+        let (spec, loader) = (spec.into(), self.loader.clone());
+        let source = Box::new(|| Ok(spec));
+        let load = Load { place: None, source, loader, stats: Arc::default(), reply };
         self.inspectors.push(load).map_err(|_| LoadError::Saturated)?;
         outcome.await.unwrap_or(Err(LoadError::Panicked))
     }
 
     /// Makes an inspected model the one of `key`, so that its first use need not load it again.
-    pub fn register(&self, key: ModelKey, model: Arc<LoadedModel>) {
+    pub fn register(&self, key: ModelKey, model: Arc<LoadedModel>) -> Result<(), LoadError> {
         model.belongs_to(&key.tenant);
         self.stats.insert(key.clone(), model.stats().clone());
-        self.registry.add(key, model);
+        self.registry().add(key, model).map(drop)
+    }
+
+    /// Whether an inspected model finds room beside the pinned ones, when it takes the place of those of its own name.
+    pub fn has_room(
+        &self,
+        model: &LoadedModel,
+        tenant: &TenantName,
+        name: &ModelName,
+    ) -> Result<(), LoadError> {
+        let own = |key: &ModelKey| key.tenant == *tenant && key.model == *name;
+        self.registry().fits_beside_pinned(model, own)
     }
 
     /// The model of this key if it is in memory.
     pub fn loaded(&self, key: &ModelKey) -> Option<Arc<LoadedModel>> {
-        self.registry.get(key)
+        self.registry().get(key)
+    }
+
+    /// The same for who looks without using it: it does not count as a use.
+    pub fn peek(&self, key: &ModelKey) -> Option<Arc<LoadedModel>> {
+        self.registry().peek(key)
+    }
+
+    /// Whether the model is on its way into memory.
+    pub fn is_loading(&self, key: &ModelKey) -> bool {
+        self.registry().pending().contains_key(key)
+    }
+
+    /// Why the model could not be loaded the last time, if it could not.
+    pub fn failure(&self, key: &ModelKey) -> Option<LoadError> {
+        self.registry().failure(key)
+    }
+
+    /// Lets every model whose key `keep` refuses make room for others again, though it was pinned.
+    pub fn unpin(&self, keep: impl Fn(&ModelKey) -> bool) {
+        self.registry().unpin(keep);
+    }
+
+    /// Forgets the cached answers of all models whose digest `keep` refuses.
+    pub fn retain_responses(&self, keep: impl Fn(&Digest) -> bool) {
+        self.loader.responses.retain(keep);
     }
 
     /// Forgets a model. Calls that hold it still end well; a load under way is not kept.
     pub fn unload(&self, key: &ModelKey) {
-        self.registry.remove(key);
+        self.registry().remove(key);
     }
 
     /// Forgets every model whose key `keep` refuses, and its statistics.
     pub fn retain(&self, keep: impl Fn(&ModelKey) -> bool) {
-        self.registry.retain(&keep);
+        self.registry().retain(&keep);
         self.stats.retain(|key, _| keep(key));
     }
 
@@ -171,23 +200,48 @@ impl InferencePlane {
         self.stats.entry(key.clone()).or_default().clone()
     }
 
+    /// The statistics of every model version that has been in memory or asked for since this node started.
+    pub fn all_stats(&self) -> Vec<(ModelKey, Arc<ModelStats>)> {
+        let all = self.stats.iter();
+        all.map(|entry| (entry.key().clone(), entry.value().clone())).collect()
+    }
+
     /// Calls that wait for a compute thread.
     pub fn queue_depth(&self) -> usize {
-        self.compute.depth()
+        self.loader.compute.depth()
+    }
+
+    /// Calls of tenants of this band that wait.
+    pub fn queue_depth_of(&self, band: Band) -> usize {
+        self.loader.compute.depth_of(band)
+    }
+
+    /// What each model in memory takes, in bytes. It counts as no use of the models.
+    pub fn models_memory(&self) -> Vec<(ModelKey, u64)> {
+        self.registry().sizes()
     }
 
     /// Models in memory.
     pub fn model_count(&self) -> usize {
-        self.registry.len()
+        self.registry().len()
     }
 
-    fn join_load(
-        &self,
-        key: &ModelKey,
-        options: ModelOptions,
-        source: Source,
-    ) -> Shared<BoxFuture<'static, Loaded>> {
-        let mut pending = self.registry.pending();
+    /// Bytes of memory that models take, those that are forgotten and still run among them.
+    pub fn models_bytes(&self) -> u64 {
+        self.registry().ledger().resident()
+    }
+
+    /// Bytes of cached answers.
+    pub fn responses_bytes(&self) -> u64 {
+        self.loader.responses.bytes()
+    }
+
+    fn registry(&self) -> &Arc<Registry> {
+        &self.loader.registry
+    }
+
+    fn join_load(&self, key: &ModelKey, source: Source) -> Shared<BoxFuture<'static, Loaded>> {
+        let mut pending = self.registry().pending();
         if let Some(model) = self.loaded(key) {
             return ready(Ok(model));
         }
@@ -196,9 +250,9 @@ impl InferencePlane {
         }
         let (reply, outcome) = oneshot::channel();
         let id = next_id();
-        let place = Place { key: key.clone(), id, registry: Arc::downgrade(&self.registry) };
-        let (compute, stats) = (self.compute.clone(), self.stats(key));
-        let load = Load { place: Some(place), source, options, compute, stats, reply };
+        let place = Place { key: key.clone(), id, registry: Arc::downgrade(self.registry()) };
+        let (loader, stats) = (self.loader.clone(), self.stats(key));
+        let load = Load { place: Some(place), source, loader, stats, reply };
         let outcome = async move { outcome.await.unwrap_or(Err(LoadError::Panicked)) };
         let outcome = outcome.boxed().shared();
         pending.insert(key.clone(), Pending { id, outcome: outcome.clone() });
@@ -230,41 +284,46 @@ impl Owned for Load {
 
 impl Load {
     fn work(self) {
-        let Load { place, source, options, compute, stats, reply } = self;
+        let Load { place, source, loader, stats, reply } = self;
         if place.is_none() && reply.is_closed() {
             return;
         }
         // A panic of `source` is our own fault: the hook prints it, and the callers are told all the same.
-        let outcome = catch_unwind(AssertUnwindSafe(|| prepare(source, &options, compute, stats)))
-            .unwrap_or(Err(LoadError::Panicked));
-        if let (Some(place), Ok(model)) = (&place, &outcome) {
-            model.belongs_to(&place.key.tenant);
-            place.keep(model);
+        let prepare = || {
+            let spec = source().map_err(LoadError::Bytes)?;
+            if place.is_none() {
+                loader.try_apart(&spec)?;
+            }
+            let model = loader.prepare(spec, stats, place.is_none())?;
+            if let Some(place) = &place {
+                model.belongs_to(&place.key.tenant);
+                place.keep(&model)?;
+            }
+            Ok(model)
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(prepare)).unwrap_or(Err(LoadError::Panicked));
+        if let Some(place) = &place
+            && let Some(registry) = place.registry.upgrade()
+        {
+            registry.note(&place.key, &outcome);
         }
         drop(place);
         let _ = reply.send(outcome);
     }
 }
 
-fn prepare(
-    source: Source,
-    options: &ModelOptions,
-    compute: Arc<Scheduler>,
-    stats: Arc<ModelStats>,
-) -> Loaded {
-    let bytes = source().map_err(LoadError::Bytes)?;
-    let program: Arc<dyn Program> = tract::load(&bytes, options)?;
-    Ok(Arc::new(LoadedModel::new(program, compute, bytes.len() as u64, options, stats)))
-}
-
 impl Place {
     /// Registers the model unless it was unloaded while it was being loaded.
-    fn keep(&self, model: &Arc<LoadedModel>) {
-        let Some(registry) = self.registry.upgrade() else { return };
+    fn keep(&self, model: &Arc<LoadedModel>) -> Result<(), LoadError> {
+        let Some(registry) = self.registry.upgrade() else { return Ok(()) };
         let pending = registry.pending();
-        if pending.get(&self.key).is_some_and(|load| load.id == self.id) {
-            registry.add(self.key.clone(), model.clone());
+        if pending.get(&self.key).is_none_or(|load| load.id != self.id) {
+            return Ok(());
         }
+        let forgotten = registry.add(self.key.clone(), model.clone());
+        // Callers wait for this lock, and need not wait for memory to be freed.
+        drop(pending);
+        forgotten.map(drop)
     }
 }
 

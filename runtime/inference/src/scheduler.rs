@@ -2,8 +2,8 @@
 //!
 //! 1. A call is queued with its tenant, its model and its rows, or refused at once ([`queue`]): too many wait, or it
 //!    would end after its deadline.
-//! 2. A thread that comes free takes the oldest call of the tenant whose turn it is ([`fair`]), and with it the calls of
-//!    the same model that wait and make up a batch.
+//! 2. A thread that comes free takes the oldest call of the tenant whose turn it is ([`fair`]), and with it the calls
+//!    of the same model that wait and make up a batch.
 //! 3. It runs them ([`run`]), answers, and takes the next ones; the tenants pay for the CPU time that was measured.
 //!
 //! One mutex guards all of the state. It is held for the bookkeeping of one call, and never while a model runs.
@@ -104,6 +104,11 @@ impl Scheduler {
     /// Calls that wait.
     pub(crate) fn depth(&self) -> usize {
         self.shared.lock().queue.len()
+    }
+
+    /// Calls of tenants of this band that wait.
+    pub(crate) fn depth_of(&self, band: sandpiper_domain::Band) -> usize {
+        self.shared.lock().queue.len_of(band)
     }
 }
 

@@ -59,6 +59,10 @@ pub struct ModelStats {
     pub execution_count: AtomicU64,
     /// Calls that wait now.
     pub pending: AtomicU64,
+    /// Times that the version was brought into memory.
+    pub loads: AtomicU64,
+    /// Times that it had to make room for another.
+    pub evictions: AtomicU64,
     last_inference_ms: AtomicU64,
     batches: Mutex<BTreeMap<usize, BatchTimes>>,
 }

@@ -72,6 +72,60 @@ pub(crate) fn with_int(mut node: NodeProto, name: &str, i: i64) -> NodeProto {
     node
 }
 
+fn with(mut node: NodeProto, attribute: AttributeProto) -> NodeProto {
+    node.attribute.retain(|own| own.name != attribute.name);
+    node.attribute.push(attribute);
+    node
+}
+
+pub(crate) fn with_ints(node: NodeProto, name: &str, ints: &[i64]) -> NodeProto {
+    let (name, r#type) = (name.to_owned(), AttributeType::Ints as i32);
+    with(node, AttributeProto { name, r#type, ints: ints.to_vec(), ..Default::default() })
+}
+
+pub(crate) fn with_floats(node: NodeProto, name: &str, floats: &[f32]) -> NodeProto {
+    let (name, r#type) = (name.to_owned(), AttributeType::Floats as i32);
+    with(node, AttributeProto { name, r#type, floats: floats.to_vec(), ..Default::default() })
+}
+
+pub(crate) fn with_strings(node: NodeProto, name: &str, texts: &[&str]) -> NodeProto {
+    let (name, r#type) = (name.to_owned(), AttributeType::Strings as i32);
+    let strings = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+    with(node, AttributeProto { name, r#type, strings, ..Default::default() })
+}
+
+/// A classifier of one branch: of the classes 10 and 20, the second has 0.25 where `x < 1` and else 0.75. Attributes
+/// in `changed` take the place of its own.
+pub(crate) fn stump(changed: &[AttributeProto]) -> GraphProto {
+    let mut tree = node("TreeEnsembleClassifier", &["x"], &["label", "p"]);
+    tree.domain = "ai.onnx.ml".to_owned();
+    for (name, values) in [
+        ("nodes_treeids", &[0, 0, 0][..]),
+        ("nodes_nodeids", &[0, 1, 2]),
+        ("nodes_featureids", &[0, 0, 0]),
+        ("nodes_truenodeids", &[1, 0, 0]),
+        ("nodes_falsenodeids", &[2, 0, 0]),
+        ("class_treeids", &[0, 0]),
+        ("class_nodeids", &[1, 2]),
+        ("class_ids", &[0, 0]),
+        ("classlabels_int64s", &[10, 20]),
+    ] {
+        tree = with_ints(tree, name, values);
+    }
+    tree = with_floats(tree, "nodes_values", &[1., 0., 0.]);
+    tree = with_floats(tree, "class_weights", &[0.25, 0.75]);
+    tree = with_strings(tree, "nodes_modes", &["BRANCH_LT", "LEAF", "LEAF"]);
+    for attribute in changed {
+        tree = with(tree, attribute.clone());
+    }
+    GraphProto {
+        node: vec![tree],
+        input: vec![value("x", Onnx::Float, &[D::N("N"), D::F(1)])],
+        output: vec![value("label", Onnx::Int64, &[]), value("p", Onnx::Float, &[])],
+        ..Default::default()
+    }
+}
+
 pub(crate) fn weight(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
     TensorProto {
         name: name.to_owned(),

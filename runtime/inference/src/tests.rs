@@ -2,6 +2,9 @@
 
 mod hostile;
 mod models;
+mod mutations;
 mod plane;
+mod registry;
+mod rewrite;
 mod scheduler;
 mod sizes;

@@ -91,6 +91,8 @@ pub(crate) struct TenantAdmission {
     rate: Option<DefaultDirectRateLimiter>,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) followers: Arc<Semaphore>,
+    /// Streams of inferences that may be open at once; each may hold a message.
+    pub(crate) streams: Arc<Semaphore>,
 }
 
 impl TenantAdmission {
@@ -106,6 +108,7 @@ impl TenantAdmission {
             rate,
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            streams: Arc::new(Semaphore::new(limits.concurrency as usize)),
         }
     }
 

@@ -1,10 +1,8 @@
 //! The wiring: every part of a node, made and joined here.
 
 use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    collections::HashSet,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -15,14 +13,15 @@ use sandpiper_control::{Catalog, DataFolder, OperatorKey, Policies, Tenant};
 use sandpiper_domain::{Digest, TenantName};
 use sandpiper_inference::InferencePlane;
 use sandpiper_sandbox::{CacheKey, Sandboxes};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     admission::TenantAdmission,
     api::Deployments,
     config::{FileSettings, Settings},
     functions::FunctionRuntimes,
-    models::CatalogModels,
+    model_metrics::ModelMetrics,
+    models::{self, CatalogModels},
 };
 
 /// How often what the catalog has forgotten is swept from memory and disk.
@@ -41,8 +40,9 @@ pub(crate) struct App {
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
+    pub(crate) model_metrics: ModelMetrics,
     pub(crate) settings: FileSettings,
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
 }
@@ -66,6 +66,8 @@ impl App {
         let mut inference = sandpiper_inference::Config {
             queue_capacity: file.inference_queue,
             models_bytes_max: file.models_mib << 20,
+            responses_bytes_max: file.response_cache_mib << 20,
+            trial: Some(file.trial()),
             ..Default::default()
         };
         if file.inference_threads > 0 {
@@ -89,11 +91,13 @@ impl App {
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
+            model_metrics: ModelMetrics::default(),
             settings: file,
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
+        tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
@@ -116,11 +120,29 @@ impl App {
 
     /// Whether new work should go elsewhere.
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        *self.draining.borrow()
+    }
+
+    /// Resolves when new work should go elsewhere.
+    pub(crate) fn drain_begins(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut draining = self.draining.subscribe();
+        async move {
+            // The sender goes with the node, and then all is over too.
+            let _ = draining.wait_for(|draining| *draining).await;
+        }
     }
 
     pub(crate) fn drain(&self) {
-        self.draining.store(true, Relaxed);
+        self.draining.send_replace(true);
+    }
+
+    /// Lets go of the pins of versions that no alias points at any more.
+    pub(crate) fn unpin_models(&self) {
+        let snapshot = self.catalog.snapshot();
+        self.inference.unpin(|key| {
+            let model = snapshot.model(&key.tenant, &key.model);
+            model.is_some_and(|model| model.versions.is_aliased(key.version))
+        });
     }
 
     /// Work of the catalog, which waits for the disk, on a thread that may wait.
@@ -145,7 +167,13 @@ impl App {
             model.is_some_and(|model| model.versions.get(key.version).is_some())
         });
         self.models.sweep();
+        self.unpin_models();
         let snapshot = self.catalog.snapshot().clone();
+        let models = snapshot.tenants().flat_map(|tenant| tenant.models.values());
+        let digests: HashSet<Digest> = models
+            .flat_map(|model| model.versions.iter().map(|(_, version)| version.digest))
+            .collect();
+        self.inference.retain_responses(|digest| digests.contains(digest));
         let functions = snapshot.tenants().flat_map(|tenant| tenant.functions.values());
         let components: Vec<Digest> = functions
             .flat_map(|function| function.versions.iter().map(|(_, version)| version.digest))

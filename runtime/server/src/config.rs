@@ -6,7 +6,11 @@ use std::{
 };
 
 use anyhow::Context;
+use sandpiper_inference::Trial;
 use serde::Deserialize;
+
+/// The argument with which this program tries a model; whoever has the program calls [`crate::try_model`] then.
+pub const TRIAL_ARGUMENT: &str = "try-model";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub struct ServeOptions {
     pub metrics_listen: Option<SocketAddr>,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Memory for models, in MiB, instead of what the settings file says.
+    pub model_memory_mib: Option<u64>,
     /// Called with the bound address once requests are answered.
     pub on_ready: Option<Box<dyn FnOnce(SocketAddr) + Send>>,
 }
@@ -46,8 +52,14 @@ pub(crate) struct FileSettings {
     pub(crate) inference_threads: usize,
     /// Calls of models that may wait.
     pub(crate) inference_queue: usize,
-    /// Models kept in memory, by the length of their files, in MiB. Those used longest ago make room.
+    /// Memory for models, in MiB. Those used longest ago make room.
     pub(crate) models_mib: u64,
+    /// Answers kept for models that ask for it, in MiB.
+    pub(crate) response_cache_mib: u64,
+    /// What trying an upload may take beside what the size of its file explains: memory in MiB, processor time in
+    /// seconds. 0 leaves the usual limit.
+    pub(crate) trial_memory_mib: u64,
+    pub(crate) trial_cpu_s: u64,
     /// Sandboxes alive at once.
     pub(crate) sandboxes_max: u32,
     /// Connections open at once.
@@ -67,6 +79,9 @@ impl Default for FileSettings {
             inference_threads: 0,
             inference_queue: 1024,
             models_mib: 4096,
+            response_cache_mib: 64,
+            trial_memory_mib: 0,
+            trial_cpu_s: 0,
             sandboxes_max: 1000,
             connections_max: 10_000,
             uploads_max: 4,
@@ -89,7 +104,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn load(options: &ServeOptions) -> anyhow::Result<Self> {
-        let file = match &options.config {
+        let mut file = match &options.config {
             None => FileSettings::default(),
             Some(path) => {
                 let text = std::fs::read_to_string(path)
@@ -98,6 +113,9 @@ impl Settings {
                     .with_context(|| format!("the settings file {} is refused", path.display()))?
             }
         };
+        if let Some(models_mib) = options.model_memory_mib {
+            file.models_mib = models_mib;
+        }
         file.check()?;
         Ok(Settings {
             data: options.data.clone(),
@@ -110,6 +128,18 @@ impl Settings {
 }
 
 impl FileSettings {
+    /// How uploads of models are tried: by this very program, even when its file has been replaced meanwhile.
+    pub(crate) fn trial(&self) -> Trial {
+        let mut trial = Trial::new("/proc/self/exe".into(), vec![TRIAL_ARGUMENT.into()]);
+        if self.trial_memory_mib > 0 {
+            trial.memory_bytes = self.trial_memory_mib << 20;
+        }
+        if self.trial_cpu_s > 0 {
+            trial.cpu_s = self.trial_cpu_s;
+        }
+        trial
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(
             (1..=5_000).contains(&self.sandboxes_max),
@@ -120,6 +150,11 @@ impl FileSettings {
             (1..=1 << 40).contains(&self.models_mib),
             "models_mib must be from 1 to 2^40"
         );
+        anyhow::ensure!(
+            self.response_cache_mib <= 1 << 40 && self.trial_memory_mib <= 1 << 40,
+            "response_cache_mib and trial_memory_mib must be at most 2^40"
+        );
+        anyhow::ensure!(self.trial_cpu_s <= 86_400, "trial_cpu_s must be at most a day");
         anyhow::ensure!(self.connections_max > 0, "connections_max must be at least 1");
         anyhow::ensure!(self.uploads_max > 0, "uploads_max must be at least 1");
         Ok(())

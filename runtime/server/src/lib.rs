@@ -10,12 +10,16 @@ mod config;
 mod dispatch;
 mod edge;
 mod functions;
+mod model_metrics;
 mod models;
 mod oip;
 mod respond;
+mod samples;
 mod telemetry;
 
-pub use config::{LogFormat, ServeOptions};
+pub use config::{LogFormat, ServeOptions, TRIAL_ARGUMENT};
+/// The whole work of a process that was started with [`TRIAL_ARGUMENT`]; gives its exit code.
+pub use sandpiper_inference::try_model;
 
 /// Runs the server until it is told to stop (SIGTERM or ctrl-c) and has drained.
 pub fn serve(options: ServeOptions) -> anyhow::Result<()> {

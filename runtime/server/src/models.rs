@@ -1,15 +1,17 @@
 //! The port through which sandboxes find models: names come from the catalog, loaded graphs from the inference plane.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use dashmap::DashSet;
 use sandpiper_control::{Catalog, ModelVersion};
 use sandpiper_domain::{
-    BoxFuture, Digest, InferenceError, Model, ModelKey, ModelName, ModelRef, ModelScope,
-    ModelSource, TenantName,
+    BoxFuture, Digest, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
+    ModelName, ModelOptions, ModelRef, ModelScope, ModelSignature, ModelSource, TenantName,
 };
-use sandpiper_inference::{InferencePlane, LoadError, LoadedModel};
+use sandpiper_inference::{InferencePlane, LoadError, LoadedModel, ModelSpec};
+
+use crate::{app::App, samples};
 
 /// Joins the catalog and the inference plane.
 pub(crate) struct CatalogModels {
@@ -54,16 +56,22 @@ impl CatalogModels {
     }
 
     /// Brings a version into memory whether its owner has withdrawn it or not.
-    pub(crate) async fn load(
-        &self,
-        found: &ResolvedModel,
-    ) -> Result<Arc<LoadedModel>, InferenceError> {
+    async fn load(&self, found: &ResolvedModel) -> Result<Arc<LoadedModel>, InferenceError> {
         let ResolvedModel { key, version } = found;
         if let Some(model) = self.inference.loaded(key) {
             return Ok(model);
         }
-        let source = blob_of(self.catalog.clone(), version.digest);
+        let source = source_of(self.catalog.clone(), version.clone());
         self.inference.load(key, source).await.map_err(|error| refusal(key, error))
+    }
+
+    /// Brings a version into memory anew if it is in quarantine, which ends that, and otherwise if it is not there.
+    pub(crate) async fn load_afresh(&self, found: &ResolvedModel) -> Result<(), InferenceError> {
+        let key = &found.key;
+        if self.inference.loaded(key).is_some_and(|model| model.quarantine().is_some()) {
+            self.inference.unload(key);
+        }
+        self.load(found).await.map(drop)
     }
 
     /// Takes all versions of a model out of service, and out of memory.
@@ -87,8 +95,20 @@ impl CatalogModels {
         self.withdrawn.contains(&(tenant.clone(), model.clone()))
     }
 
-    /// Why a call of this version would not be taken, if it would not.
-    pub(crate) fn check_in_service(&self, key: &ModelKey) -> Result<(), InferenceError> {
+    /// Why a call of this version would not be taken, if it would not: what its owner has done, and what it has done.
+    pub(crate) fn check_ready(&self, key: &ModelKey) -> Result<(), InferenceError> {
+        self.check_in_service(key)?;
+        match self.inference.loaded(key).and_then(|model| model.quarantine()) {
+            Some(reason) => {
+                let text = format!("the model is not ready: it is in quarantine, since {reason}");
+                Err(InferenceError::Unavailable(text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the owner lets the model take calls. A model in quarantine refuses them itself.
+    fn check_in_service(&self, key: &ModelKey) -> Result<(), InferenceError> {
         if self.is_withdrawn(&key.tenant, &key.model) {
             let text = "the model is not ready: its owner has unloaded it";
             return Err(InferenceError::Unavailable(text.to_owned()));
@@ -110,11 +130,34 @@ impl ModelSource for CatalogModels {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Arc<dyn Model>, InferenceError>> {
         Box::pin(async move {
-            let (key, version) =
-                self.catalog.snapshot().resolve_model(scope, name, rand::random())?;
-            let open = self.open_resolved(ResolvedModel { key, version }).await?;
-            Ok(open.model as Arc<dyn Model>)
+            let (resolved, with_others) = {
+                let snapshot = self.catalog.snapshot();
+                let (key, version) = snapshot.resolve_model(scope, name, rand::random())?;
+                let with_others = snapshot.batches_with_others(&key, &scope.tenant);
+                (ResolvedModel { key, version }, with_others)
+            };
+            let open = self.open_resolved(resolved).await?;
+            Ok(match with_others {
+                true => open.model as Arc<dyn Model>,
+                false => Arc::new(Apart(open.model)),
+            })
         })
+    }
+}
+
+/// A model whose calls share no batch with those of other tenants.
+struct Apart(Arc<LoadedModel>);
+
+impl Model for Apart {
+    fn signature(&self) -> &ModelSignature {
+        self.0.signature()
+    }
+
+    fn infer(
+        &self,
+        request: InferenceRequest,
+    ) -> BoxFuture<'static, Result<InferenceOutput, InferenceError>> {
+        self.0.infer(InferenceRequest { batch_with_others: false, ..request })
     }
 }
 
@@ -130,9 +173,53 @@ pub(crate) fn blob_of(
     }
 }
 
+/// Reads a model version from the store when somebody asks for it.
+pub(crate) fn source_of(
+    catalog: Arc<Catalog>,
+    version: Arc<ModelVersion>,
+) -> impl FnOnce() -> Result<ModelSpec, String> + Send + 'static {
+    move || {
+        let blob = |digest: Digest| blob_of(catalog.clone(), digest)();
+        let options = ModelOptions::from_texts(&version.options).map_err(|e| e.to_string())?;
+        let samples = match version.samples {
+            None => Vec::new(),
+            // They were read once before they were stored.
+            Some(digest) => samples::parse(&blob(digest)?)?,
+        };
+        Ok(ModelSpec { bytes: blob(version.digest)?, digest: version.digest, options, samples })
+    }
+}
+
+/// Brings the pinned models into memory after a start. Nobody waits for it: the node is ready before, and a request
+/// that comes first loads its model itself.
+pub(crate) async fn load_pinned(app: Weak<App>) {
+    let Some(app) = app.upgrade() else { return };
+    let snapshot = app.catalog.snapshot().clone();
+    for tenant in snapshot.tenants() {
+        for model in tenant.models.values() {
+            for (number, version) in model.versions.iter() {
+                let is_pinned = version.options.get("pinned").is_some_and(|text| text == "true");
+                if !is_pinned || !model.versions.is_aliased(number) {
+                    continue;
+                }
+                let (tenant, model) = (tenant.name.clone(), model.name.clone());
+                let key = ModelKey { tenant, model, version: number };
+                let source = source_of(app.catalog.clone(), version.clone());
+                if let Err(error) = app.inference.load(&key, source).await {
+                    tracing::error!(tenant = %key.tenant, model = %key.model, version = number, %error, "a pinned model could not be loaded");
+                }
+            }
+        }
+    }
+}
+
 fn refusal(key: &ModelKey, error: LoadError) -> InferenceError {
     if matches!(error, LoadError::Saturated) {
         return InferenceError::Saturated;
+    }
+    if matches!(error, LoadError::OverBudget { .. } | LoadError::NoRoom { .. }) {
+        tracing::warn!(tenant = %key.tenant, model = %key.model, version = key.version, %error, "a model finds no room");
+        return InferenceError::Unavailable(error.to_string());
     }
     // It loaded when it was uploaded, so this is the node's fault and for the operator to see.
     tracing::error!(tenant = %key.tenant, model = %key.model, version = key.version, %error, "a model could not be loaded");

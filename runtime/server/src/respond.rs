@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use sandpiper_control::{CatalogError, KeyError};
-use sandpiper_domain::{Fault, Scope};
+use sandpiper_domain::{Fault, InferenceError, Scope};
 use sandpiper_inference::LoadError;
 use sandpiper_sandbox::{CodeError, UploadError};
 
@@ -11,6 +11,8 @@ use crate::{admission::Refusal, edge::EdgeBody};
 
 /// Tells a platform's error from a function's own response with the same status.
 pub(crate) const ERROR_HEADER: HeaderName = HeaderName::from_static("x-sandpiper-error");
+/// The longest wait that is advised, whatever the queue is thought to take.
+const RETRY_AFTER_S_MAX: f64 = 3600.0;
 /// Carries the id of a request, both ways.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -225,8 +227,22 @@ impl From<LoadError> for Problem {
             LoadError::Malformed(_) => "malformed_model",
             LoadError::ExternalData { .. } => "external_data",
             LoadError::UnsupportedOperator { .. } => "unsupported_operator",
+            LoadError::UnsupportedVariant { .. } => "unsupported_variant",
             LoadError::UnsupportedType(_) => "unsupported_type",
             LoadError::Unloadable(_) | LoadError::Panicked => "unloadable_model",
+            LoadError::Sample { .. } => "invalid_sample",
+            LoadError::TrialMemory { .. } => "model_memory",
+            LoadError::TrialCpu { .. } | LoadError::TrialWall { .. } => "model_cpu",
+            LoadError::TrialCrashed => "model_crashed",
+            LoadError::OverBudget { .. } => "model_over_budget",
+            LoadError::NoRoom { .. } => {
+                return Problem::new(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    "no_room_for_model",
+                    error.to_string(),
+                )
+                .hint("let go of a pinned model, or have the operator raise --model-memory");
+            }
         };
         let hint = match code {
             "not_onnx" | "truncated_model" => "upload one whole .onnx file; is the path right?",
@@ -234,9 +250,42 @@ impl From<LoadError> for Problem {
             "unsupported_operator" => {
                 "export the model without these operators, or with others in their place"
             }
+            "unsupported_variant" => "export the model without this use of the operator",
+            "unsupported_type" => {
+                "use numbers and booleans; train classifiers on integer labels instead of strings"
+            }
+            "invalid_sample" => "send samples that the model can run on; see its inputs",
+            "model_memory" | "model_cpu" => {
+                "simplify the graph, and look for values that grow with nothing in the inputs"
+            }
+            "model_over_budget" => {
+                "use a smaller or a quantised model, or have the operator raise --model-memory"
+            }
             _ => "check the model with onnx.checker, and simplify it if it is valid",
         };
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, error.to_string()).hint(hint)
+    }
+}
+
+impl From<InferenceError> for Problem {
+    fn from(error: InferenceError) -> Self {
+        let message = error.to_string();
+        let (status, code) = match error {
+            InferenceError::NotFound => return Problem::not_found(),
+            InferenceError::TenantSaturated => return Problem::too_many("queue_full", &message),
+            InferenceError::Saturated => return Problem::busy("node_saturated", &message),
+            InferenceError::Unmeetable { retry_after } => {
+                let seconds = retry_after.as_secs_f64().ceil().clamp(1.0, RETRY_AFTER_S_MAX);
+                return Problem::busy("deadline_unmeetable", &message).retry_after(seconds as u32);
+            }
+            InferenceError::Unavailable(_) => return Problem::busy("model_unavailable", &message),
+            InferenceError::InvalidArgument(_) => (StatusCode::BAD_REQUEST, "invalid_argument"),
+            InferenceError::Unsupported(_) => (StatusCode::UNPROCESSABLE_ENTITY, "unsupported"),
+            InferenceError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            InferenceError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "model_timeout"),
+            InferenceError::Runtime(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
+        };
+        Problem::new(status, code, message)
     }
 }
 

@@ -7,11 +7,15 @@
 //! sandpiper-bench hold COUNT URL KEY BODY                     leaves COUNT requests half sent until stdin ends
 //! sandpiper-bench instantiate COMPONENT FOLDER                p50 and p99 of making and dropping a sandbox, in µs
 //! sandpiper-bench tract MODEL SHAPE                           p50 and p99 of the bare run of a model, in µs
+//! sandpiper-bench scheduler MODEL...                          calls per second with batches and without, and t(b)
+//! sandpiper-bench budget MODELS FIT SECONDS                   MODELS models of which FIT fit the budget, Zipf traffic
 //! ```
 
+mod budget;
 mod client;
 mod instantiate;
 mod native;
+mod scheduler;
 mod tract;
 
 use std::{
@@ -31,10 +35,14 @@ fn main() -> anyhow::Result<()> {
         ["hold", count, url, rest @ ..] => {
             client::hold(count.parse()?, &client::Call::new(url, rest)?)
         }
+        ["budget", models, fit, seconds] => {
+            budget::measure(models.parse()?, fit.parse()?, seconds.parse()?)
+        }
         ["instantiate", component, folder] => {
             instantiate::measure(Path::new(component), Path::new(folder))
         }
         ["tract", model, shape] => tract::measure(Path::new(model), shape),
+        ["scheduler", first, rest @ ..] => scheduler::measure(&[&[*first], rest].concat()),
         _ => anyhow::bail!("see the head of tests/bench/src/main.rs"),
     }
 }

@@ -133,12 +133,14 @@ impl Runner {
         let plane = InferencePlane::start(Config::default())?;
         let tenant: TenantName = "bench".parse()?;
         let key = ModelKey { tenant: tenant.clone(), model: "model".parse()?, version: 1 };
-        let model = plane.load(&key, || Ok(bytes)).await?;
+        let model = plane.load(&key, || Ok(bytes.into())).await?;
         Ok(Runner { model, tenant, _plane: plane })
     }
 
     async fn run(&self, name: &str, tensor: Tensor) -> anyhow::Result<Vec<NamedTensor>> {
         let request = InferenceRequest {
+            share: Share { weight: 1, band: Band::Normal },
+            batch_with_others: true,
             tenant: self.tenant.clone(),
             share: Share { weight: 16, band: Band::Normal },
             batch_with_others: true,

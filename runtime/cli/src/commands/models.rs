@@ -1,6 +1,9 @@
 //! `sandpiper models`: uploads with a progress bar, grants, and the verbs shared with functions.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use sandpiper_domain::{ModelName, TenantName};
 use serde_json::{Value, json};
@@ -14,19 +17,29 @@ use crate::{
     args::Models,
     client::Client,
     error::{CliError, Result},
-    output::{Ui, clean, human, short},
+    output::{Ui, clean, fields, human, short},
     upload::Upload,
 };
 
 pub(super) fn run(context: &Context, command: Models) -> Result<()> {
     let collection = Collection::Models;
     match command {
-        Models::Push { file, name, no_activate } => {
+        Models::Push { file, name, no_activate, options, samples } => {
             let name = match name {
                 Some(name) => name,
                 None => name_of(&file)?,
             };
-            push_and_print(context, &file, &name, !no_activate)
+            let push = Push { activate: !no_activate, options, samples };
+            push_and_print(context, &file, &name, &push)
+        }
+        Models::Retain { name, latest, versions } => {
+            let body = match (latest, versions) {
+                (Some(count), _) => json!({ "latest": count }),
+                (None, Some(versions)) => json!({ "versions": versions }),
+                (None, None) => json!({}),
+            };
+            let path = format!("/api/v1/models/{name}/retention");
+            context.ui.result(&context.client()?.put(&path, &body)?, fields)
         }
         Models::List => catalog::list(context, collection),
         Models::Show { name } => catalog::show(context, collection, name.as_str()),
@@ -50,9 +63,39 @@ fn name_of(file: &Path) -> Result<ModelName> {
     })
 }
 
-fn push_and_print(context: &Context, file: &Path, name: &ModelName, activate: bool) -> Result<()> {
+/// How a model is to be uploaded.
+pub(super) struct Push {
+    pub(super) activate: bool,
+    pub(super) options: Vec<(String, String)>,
+    pub(super) samples: Option<PathBuf>,
+}
+
+impl Push {
+    /// With every option at its default.
+    pub(super) const PLAIN: Push = Push { activate: true, options: Vec::new(), samples: None };
+
+    fn query(&self) -> String {
+        let activate = (!self.activate).then(|| "activate=false".to_owned());
+        let options = self
+            .options
+            .iter()
+            .map(|(name, value)| format!("{}={}", percent_encoded(name), percent_encoded(value)));
+        let all = activate.into_iter().chain(options).collect::<Vec<_>>().join("&");
+        if all.is_empty() { all } else { format!("?{all}") }
+    }
+}
+
+/// Everything but letters, digits and `-._~` in percent signs.
+fn percent_encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let encode = |byte| if plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") };
+    text.bytes().map(encode).collect()
+}
+
+fn push_and_print(context: &Context, file: &Path, name: &ModelName, how: &Push) -> Result<()> {
     let client = context.client()?;
-    let (mut answer, time) = push(context.ui, &client, file, name, activate)?;
+    let (mut answer, time) = push(context.ui, &client, file, name, how)?;
+    let activate = how.activate;
     if let Some(answer) = answer.as_object_mut() {
         answer.insert("ms".into(), json!(time.as_millis() as u64));
     }
@@ -86,11 +129,14 @@ pub(super) fn push(
     client: &Client,
     file: &Path,
     name: &ModelName,
-    activate: bool,
+    how: &Push,
 ) -> Result<(Value, Duration)> {
-    let upload = Upload::file(file)?;
+    let upload = match &how.samples {
+        None => Upload::file(file)?,
+        Some(samples) => Upload::model(file, samples)?,
+    };
     let task = ui.upload(&format!("uploading {name}"), upload.length);
-    let query = if activate { "" } else { "?activate=false" };
+    let query = how.query();
     let answer = client.upload(&format!("/api/v1/models/{name}{query}"), upload, &task)?;
     Ok((answer, task.elapsed()))
 }
@@ -128,6 +174,14 @@ mod tests {
         assert_eq!(name_of(Path::new("a/digits.v2.onnx")).unwrap().as_str(), "digits.v2");
         assert!(name_of(Path::new("a/my model.onnx")).unwrap_err().text().contains("--name"));
         assert!(name_of(Path::new("..")).is_err());
+    }
+
+    #[test]
+    fn options_are_put_into_the_query() {
+        assert_eq!(Push::PLAIN.query(), "");
+        let options = vec![("cache".to_owned(), "true".to_owned()), ("x&y".into(), "1 2".into())];
+        let push = Push { activate: false, options, samples: None };
+        assert_eq!(push.query(), "?activate=false&cache=true&x%26y=1%202");
     }
 
     #[test]

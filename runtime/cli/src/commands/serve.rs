@@ -34,6 +34,7 @@ pub(super) fn run(context: &Context, arguments: Serve) -> Result<()> {
             LogForm::Text => LogFormat::Text,
             LogForm::Json => LogFormat::Json,
         },
+        model_memory_mib: arguments.model_memory,
         on_ready: Some(Box::new(on_ready)),
     };
     sandpiper_server::serve(options).map_err(|error| {

@@ -128,7 +128,9 @@ fn referenced(snapshot: &Snapshot) -> HashSet<Digest> {
             }
         }
         for model in tenant.models.values() {
-            digests.extend(model.versions.iter().map(|(_, version)| version.digest));
+            for (_, version) in model.versions.iter() {
+                digests.extend([Some(version.digest), version.samples].into_iter().flatten());
+            }
         }
     }
     digests

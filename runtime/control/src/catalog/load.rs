@@ -215,6 +215,7 @@ fn model(
             size: record.size,
             signature: record.signature,
             options: record.options,
+            samples: record.samples,
             created_at: record.created_at,
         };
         (number, Arc::new(version))
@@ -224,5 +225,7 @@ fn model(
         name,
         versions: Versions::restored(versions.collect(), aliases, record.next_version),
         grants: record.grants.into(),
+        retention: record.retention.into(),
+        batch_with_others: record.batch_with_others,
     }
 }

@@ -1,12 +1,16 @@
 //! Uploading, moving, granting and deleting models.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use sandpiper_domain::{AliasName, ModelName, ModelSignature, TenantName};
 use time::OffsetDateTime;
 
 use super::{
-    Catalog, ModelEntry, ModelGrants, ModelVersion, PinnedBlob, PutOutcome, Target, Versions,
+    Catalog, ModelEntry, ModelGrants, ModelVersion, PinnedBlob, PutOutcome, Retention, Target,
+    Versions,
     draft::Draft,
     record::{self, ModelVersionRecord, RetiredRecord},
 };
@@ -14,6 +18,8 @@ use crate::CatalogError;
 
 /// Tenants that one model may be granted to by name.
 const GRANTS_MAX: usize = 1_000;
+/// Versions that one model may be told to keep by number; no tier keeps more of one model.
+const RETAINED_MAX: usize = 1_000;
 
 /// A model version to be.
 #[derive(Debug)]
@@ -24,6 +30,8 @@ pub struct NewModel {
     pub signature: ModelSignature,
     /// How it is to be loaded; what the names mean is the inference plane's business.
     pub options: BTreeMap<String, String>,
+    /// Sample inputs to warm up and to measure with.
+    pub samples: Option<PinnedBlob>,
 }
 
 impl Catalog {
@@ -47,19 +55,23 @@ impl Catalog {
                 return Ok(PutOutcome::Unchanged(newest));
             }
             ensure_model(draft, tenant, name)?;
-            let (version, pruned) = draft.edit_model_versions(tenant, name, |versions| {
+            let (version, pruned) = draft.edit_model(tenant, name, |model| {
+                let versions = &mut model.versions;
                 let version = versions.add(|version| ModelVersion {
                     version,
                     digest: new.blob.digest(),
                     size: new.blob.size(),
                     signature: new.signature.clone(),
                     options: new.options.clone(),
+                    samples: new.samples.as_ref().map(PinnedBlob::digest),
                     created_at: now,
                 })?;
                 if activate {
                     versions.point(&AliasName::live(), Target::Version(version.version))?;
                 }
-                Ok((version, versions.prune(limits.versions)?))
+                let mut pruned = versions.retire(&model.retention)?;
+                pruned.extend(versions.prune(limits.versions)?);
+                Ok((version, pruned))
             })?;
             let key = record::model_version_key(tenant, name, version.version);
             draft.put(key, &ModelVersionRecord::from(&*version))?;
@@ -70,12 +82,14 @@ impl Catalog {
         })
     }
 
-    /// Says who else may load a model. Whether those tenants exist is not checked: it would tell who does.
+    /// Says who else may load a model, and whether their calls may run in one batch with those of other tenants. Whether
+    /// those tenants exist is not checked: it would tell who does.
     pub fn set_model_grants(
         &self,
         tenant: &TenantName,
         name: &ModelName,
         grants: ModelGrants,
+        batch_with_others: bool,
     ) -> Result<(), CatalogError> {
         if matches!(&grants, ModelGrants::Tenants(tenants) if tenants.len() > GRANTS_MAX) {
             let limit = GRANTS_MAX as u64;
@@ -84,8 +98,45 @@ impl Catalog {
         self.mutate(|draft| {
             draft.edit_model(tenant, name, |model| {
                 model.grants = grants;
+                model.batch_with_others = batch_with_others;
                 Ok(())
             })
+        })
+    }
+
+    /// Says which versions are kept, now and at every further upload, and gives those that are gone with this.
+    pub fn set_model_retention(
+        &self,
+        tenant: &TenantName,
+        name: &ModelName,
+        retention: Retention,
+    ) -> Result<Vec<u32>, CatalogError> {
+        let too_many = |numbers: &BTreeSet<u32>| numbers.len() > RETAINED_MAX;
+        match &retention {
+            Retention::Latest(0) => {
+                let text = "`latest` keeps at least one version";
+                return Err(CatalogError::Invalid(text.to_owned()));
+            }
+            Retention::Versions(numbers) if too_many(numbers) => {
+                let limit = RETAINED_MAX as u64;
+                return Err(CatalogError::LimitReached { what: "versions kept by number", limit });
+            }
+            _ => {}
+        }
+        self.mutate(|draft| {
+            let retired = draft.edit_model(tenant, name, |model| {
+                if let Retention::Versions(numbers) = &retention
+                    && numbers.iter().any(|number| model.versions.get(*number).is_none())
+                {
+                    return Err(CatalogError::NotFound { what: "version" });
+                }
+                model.retention = retention;
+                model.versions.retire(&model.retention)
+            })?;
+            for number in &retired {
+                draft.delete(record::model_version_key(tenant, name, *number));
+            }
+            Ok(retired)
         })
     }
 
@@ -159,7 +210,10 @@ fn unchanged(
     new: &NewModel,
 ) -> Option<Arc<ModelVersion>> {
     let (_, newest) = draft.next.model(tenant, name)?.versions.newest()?;
-    let same = newest.digest == new.blob.digest() && newest.options == new.options;
+    let samples = new.samples.as_ref().map(PinnedBlob::digest);
+    let same = newest.digest == new.blob.digest()
+        && newest.options == new.options
+        && newest.samples == samples;
     same.then(|| Arc::clone(newest))
 }
 
@@ -195,7 +249,13 @@ fn ensure_model(
     }
     let first = retired.unwrap_or_default().models.next_version(name.as_str());
     let (versions, grants) = (Versions::starting_at(first), ModelGrants::None);
-    let model = ModelEntry { name: name.clone(), versions, grants };
+    let model = ModelEntry {
+        name: name.clone(),
+        versions,
+        grants,
+        batch_with_others: true,
+        retention: Retention::default(),
+    };
     owner.models.insert(name.clone(), Arc::new(model));
     Ok(())
 }

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned, de::IgnoredAny};
 use time::OffsetDateTime;
 
 use super::{
-    Alias, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Target, Tenant,
-    Versions,
+    Alias, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Retention,
+    Target, Tenant, Versions,
 };
 use crate::{KeyId, OpenError, TierName};
 
@@ -242,6 +242,51 @@ pub(super) struct ModelRecord {
     pub(super) next_version: u32,
     pub(super) aliases: AliasRecords,
     pub(super) grants: GrantsRecord,
+    /// Not in the records of old.
+    #[serde(default = "yes")]
+    pub(super) batch_with_others: bool,
+    #[serde(default, skip_serializing_if = "RetentionRecord::is_tier")]
+    pub(super) retention: RetentionRecord,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Absent in records of before there was a choice.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RetentionRecord {
+    #[default]
+    Tier,
+    Latest(u32),
+    Versions(BTreeSet<u32>),
+}
+
+impl RetentionRecord {
+    fn is_tier(&self) -> bool {
+        matches!(self, RetentionRecord::Tier)
+    }
+}
+
+impl From<&Retention> for RetentionRecord {
+    fn from(retention: &Retention) -> Self {
+        match retention {
+            Retention::Tier => RetentionRecord::Tier,
+            Retention::Latest(count) => RetentionRecord::Latest(*count),
+            Retention::Versions(numbers) => RetentionRecord::Versions(numbers.clone()),
+        }
+    }
+}
+
+impl From<RetentionRecord> for Retention {
+    fn from(record: RetentionRecord) -> Self {
+        match record {
+            RetentionRecord::Tier => Retention::Tier,
+            RetentionRecord::Latest(count) => Retention::Latest(count),
+            RetentionRecord::Versions(numbers) => Retention::Versions(numbers),
+        }
+    }
 }
 
 impl From<&ModelEntry> for ModelRecord {
@@ -250,6 +295,8 @@ impl From<&ModelEntry> for ModelRecord {
             next_version: model.versions.next_number(),
             aliases: alias_records(&model.versions),
             grants: (&model.grants).into(),
+            batch_with_others: model.batch_with_others,
+            retention: (&model.retention).into(),
         }
     }
 }
@@ -260,6 +307,8 @@ pub(super) struct ModelVersionRecord {
     pub(super) size: u64,
     pub(super) signature: ModelSignature,
     pub(super) options: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) samples: Option<Digest>,
     #[serde(with = "time::serde::rfc3339")]
     pub(super) created_at: OffsetDateTime,
 }
@@ -271,6 +320,7 @@ impl From<&ModelVersion> for ModelVersionRecord {
             size: version.size,
             signature: version.signature.clone(),
             options: version.options.clone(),
+            samples: version.samples,
             created_at: version.created_at,
         }
     }

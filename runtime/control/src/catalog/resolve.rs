@@ -21,6 +21,13 @@ impl Snapshot {
         self.find_model(scope, reference, pick).ok_or(InferenceError::NotFound)
     }
 
+    /// Whether calls of `tenant` may run in one batch with calls of others: always for the owner, and for those to whom
+    /// the model was granted as the owner has said.
+    pub fn batches_with_others(&self, key: &ModelKey, tenant: &TenantName) -> bool {
+        let model = self.model(&key.tenant, &key.model);
+        key.tenant == *tenant || model.is_some_and(|model| model.batch_with_others)
+    }
+
     /// As [`Snapshot::resolve_model`], for a reference that has been read already.
     pub fn find_model(
         &self,

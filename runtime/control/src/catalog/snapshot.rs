@@ -130,6 +130,22 @@ pub struct ModelEntry {
     pub versions: Versions<ModelVersion>,
     /// Who else may load it.
     pub grants: ModelGrants,
+    /// Whether calls of those may run in one batch with calls of other tenants.
+    pub batch_with_others: bool,
+    /// Which versions are kept.
+    pub retention: Retention,
+}
+
+/// Which versions of a model are kept, within what the tier allows. The newest, and whatever an alias points at, stay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// As many as the tier allows.
+    #[default]
+    Tier,
+    /// So many of the newest, at least one.
+    Latest(u32),
+    /// These.
+    Versions(BTreeSet<u32>),
 }
 
 /// One version of a model.
@@ -145,6 +161,8 @@ pub struct ModelVersion {
     pub signature: ModelSignature,
     /// How it is loaded.
     pub options: BTreeMap<String, String>,
+    /// The sample inputs that came with it.
+    pub samples: Option<Digest>,
     /// When it was made.
     pub created_at: OffsetDateTime,
 }

@@ -78,6 +78,7 @@ impl House {
             blob: self.put_blob(bytes).unwrap(),
             signature: ModelSignature { inputs: Vec::new(), outputs: Vec::new() },
             options: Default::default(),
+            samples: None,
         }
     }
 

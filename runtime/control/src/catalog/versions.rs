@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use sandpiper_domain::{AliasName, Selector};
 
+use super::Retention;
 use crate::CatalogError;
 
 #[cfg(test)]
@@ -196,6 +197,24 @@ impl<V> Versions<V> {
         Ok(pruned)
     }
 
+    /// Removes the versions that `retention` does not keep and no alias points at. The newest stays.
+    pub(super) fn retire(&mut self, retention: &Retention) -> Result<Vec<u32>, CatalogError> {
+        let newest_first = self.versions.keys().rev().copied().enumerate();
+        let is_kept = |place: usize, number: u32| match retention {
+            Retention::Tier => true,
+            Retention::Latest(count) => place < *count as usize,
+            Retention::Versions(numbers) => numbers.contains(&number),
+        };
+        let retired = newest_first.filter(|(place, number)| {
+            *place > 0 && !is_kept(*place, *number) && self.user_of(*number).is_none()
+        });
+        let retired: Vec<u32> = retired.map(|(_, number)| number).collect();
+        for number in &retired {
+            self.remove(*number)?;
+        }
+        Ok(retired)
+    }
+
     /// Removes a version that no alias points at.
     pub(super) fn remove(&mut self, version: u32) -> Result<(), CatalogError> {
         if let Some(alias) = self.user_of(version) {
@@ -207,6 +226,11 @@ impl<V> Versions<V> {
             alias.history.retain(|target| !target.names(version));
         }
         Ok(())
+    }
+
+    /// Whether any alias points at the version, wholly or in part.
+    pub fn is_aliased(&self, version: u32) -> bool {
+        self.user_of(version).is_some()
     }
 
     fn user_of(&self, version: u32) -> Option<&AliasName> {

@@ -13,6 +13,8 @@ mod fold;
 mod guard;
 mod load;
 mod plan;
+mod refuse;
+mod rewrite;
 mod rows;
 mod shapes;
 
@@ -30,12 +32,14 @@ use crate::{
     Batching,
     contain::{Panicked, contained},
     contract::Contract,
+    footprint::Footprint,
 };
 
 struct TractProgram {
     contract: Contract,
     operators: BTreeMap<String, u32>,
     parameters: u64,
+    footprint: Arc<Footprint>,
     plans: Plans,
     /// Plans for so many rows and no other number, where they are faster than the one for all.
     by_rows: Vec<(usize, Arc<Plan>)>,
@@ -65,6 +69,10 @@ impl Program for TractProgram {
         &self.batching
     }
 
+    fn footprint(&self) -> &Arc<Footprint> {
+        &self.footprint
+    }
+
     fn run(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed> {
         let begun = Instant::now();
         let plan = self.plan(&inputs)?;
@@ -76,7 +84,11 @@ impl TractProgram {
     fn new(contract: Contract, declared: audit::Declared, plans: Plans) -> Self {
         let audit::Declared { operators, parameters, .. } = declared;
         let (by_rows, batching) = (Vec::new(), Batching::default());
-        TractProgram { contract, operators, parameters, plans, by_rows, batching }
+        let footprint = match &plans {
+            Plans::One(_) => Arc::default(),
+            Plans::ByShape(plans) => plans.footprint(),
+        };
+        TractProgram { contract, operators, parameters, footprint, plans, by_rows, batching }
     }
 
     fn run_with(

@@ -5,7 +5,7 @@
 //! 2. Its account is charged an estimate when its call begins and set right when the call has ended, so that it may
 //!    go into debt by the length of one run for each thread. The debt is paid from the turns that follow, also
 //!    from those that pass while the tenant has no work.
-//! 3. What is left on an account when the work ends is forfeit: idling earns nothing.
+//! 3. What is left on an account when no call waits or runs any more is forfeit: idling earns nothing.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -53,6 +53,8 @@ enum Place {
 #[derive(Default)]
 struct Ring {
     members: VecDeque<TenantId>,
+    /// The one whose turn has begun.
+    current: Option<TenantId>,
     /// Rounds so far, and turns since the last.
     round: u64,
     turns: usize,
@@ -121,9 +123,10 @@ impl Fair {
         {
             let rounds = i64::try_from(round.saturating_sub(at)).unwrap_or(i64::MAX);
             let paid = rounds.saturating_mul(account.turn_ns());
-            account.balance_ns = account.balance_ns.saturating_add(paid);
+            if account.balance_ns < 0 {
+                account.balance_ns = account.balance_ns.saturating_add(paid).min(0);
+            }
         }
-        account.balance_ns = account.balance_ns.min(0);
         account.place = Place::In(band);
         self.ring_mut(band).members.push_back(id);
     }
@@ -134,21 +137,16 @@ impl Fair {
         let ring = self.ring_mut(band);
         let round = ring.round;
         ring.members.retain(|member| *member != id);
+        ring.current = ring.current.filter(|current| *current != id);
         if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
             account.place = Place::Out(band, round);
-            account.balance_ns = account.balance_ns.min(0);
         }
     }
 
     /// Whose turn it is in this ring. The tenant stays first until it has used up what it has.
     pub(super) fn next(&mut self, band: Band) -> Option<TenantId> {
-        let count = self.ring(band).members.len();
-        for _ in 0..count {
-            let id = *self.ring(band).members.front()?;
-            if self.account(id)?.balance_ns > 0 {
-                return Some(id);
-            }
-            self.pass(band);
+        if let Some(id) = self.go_round(band) {
+            return Some(id);
         }
         // Everybody has had a turn and is still in debt: all the rounds that change nothing pass at once.
         let debts = self.members(band).filter_map(|id| {
@@ -157,14 +155,23 @@ impl Fair {
         });
         let rounds = debts.min()?;
         self.grant_all(band, rounds);
-        for _ in 0..=count {
+        self.go_round(band).or_else(|| self.ring(band).members.front().copied())
+    }
+
+    /// The first one who has something left, within one round from here.
+    fn go_round(&mut self, band: Band) -> Option<TenantId> {
+        for _ in 0..self.ring(band).members.len() {
             let id = *self.ring(band).members.front()?;
+            if self.ring(band).current != Some(id) {
+                self.ring_mut(band).current = Some(id);
+                self.grant(id, 1);
+            }
             if self.account(id)?.balance_ns > 0 {
                 return Some(id);
             }
             self.pass(band);
         }
-        self.ring(band).members.front().copied()
+        None
     }
 
     /// The tenant has one call more that waits or runs.
@@ -182,6 +189,7 @@ impl Fair {
         if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
             account.calls = account.calls.saturating_sub(1);
             if account.calls == 0 {
+                account.balance_ns = account.balance_ns.min(0);
                 self.idle += 1;
             }
         }
@@ -198,9 +206,6 @@ impl Fair {
     pub(super) fn end(&mut self, id: TenantId, estimate_ns: u64, measured_ns: u64) {
         if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
             account.charge(clamp(measured_ns).saturating_sub(clamp(estimate_ns)));
-            if matches!(account.place, Place::Out(..)) {
-                account.balance_ns = account.balance_ns.min(0);
-            }
         }
     }
 
@@ -226,13 +231,11 @@ impl Fair {
     fn pass(&mut self, band: Band) {
         let ring = self.ring_mut(band);
         ring.members.rotate_left(1);
+        ring.current = None;
         ring.turns += 1;
         if ring.turns >= ring.members.len() {
             ring.turns = 0;
             ring.round += 1;
-        }
-        if let Some(&id) = ring.members.front() {
-            self.grant(id, 1);
         }
     }
 

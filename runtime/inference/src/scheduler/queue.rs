@@ -1,5 +1,8 @@
 //! The calls that wait, and which of them run next. No threads, and the time comes from outside.
 
+mod admit;
+mod fill;
+
 use std::{
     collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
@@ -8,6 +11,7 @@ use std::{
 use sandpiper_domain::{Band, Share, TenantName};
 
 use super::fair::{Fair, TenantId};
+use admit::backlog_cost;
 
 /// How long a call of the low band stands back behind normal ones. After that its tenant competes with them by its
 /// weight, until what is left of its calls is younger. It is long against a batch of most models, so that
@@ -61,6 +65,8 @@ pub(crate) enum Refusal {
     Tenant,
     /// The model or the node has as many as may be.
     Full,
+    /// Its deadline has passed.
+    Expired,
     /// It would end after its deadline.
     Late { retry_after: Duration },
 }
@@ -158,6 +164,13 @@ impl<J: Waiting> Queue<J> {
         self.entries.len()
     }
 
+    /// Calls of tenants of this band that wait.
+    pub(crate) fn len_of(&self, band: Band) -> usize {
+        let tenants = self.of_tenant.iter();
+        let is_of = |id| self.fair.share(id).is_some_and(|share| share.band == band);
+        tenants.filter(|(id, _)| is_of(**id)).map(|(_, backlog)| backlog.calls).sum()
+    }
+
     /// Queues a call, or gives it back. `free_in` is how long every thread still works on what it has begun.
     pub(crate) fn push(
         &mut self,
@@ -241,10 +254,12 @@ impl<J: Waiting> Queue<J> {
             estimate_ns,
         };
         for ticket in tickets {
-            let Some(entry) = self.remove(ticket) else { continue };
+            let Some(entry) = self.entries.get(&ticket) else { continue };
             let part = estimate_ns as u128 * entry.rows as u128 / total.max(1) as u128;
             let charge = Charge { tenant: entry.tenant, estimate_ns: part as u64 };
+            // Before the call waits no more: a tenant without a call loses what is left of its turn.
             self.fair.claim(charge.tenant);
+            let Some(entry) = self.remove(ticket) else { continue };
             self.fair.begin(charge.tenant, charge.estimate_ns);
             picked.bill.push(charge);
             picked.jobs.push(entry.job);
@@ -271,57 +286,6 @@ impl<J: Waiting> Queue<J> {
     /// When calls that wait for company will wait no more.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.held.values().map(|held| held.until).min()
-    }
-
-    fn refuse(&self, ask: &Ask<'_>, job: &J, free: Duration, now: Instant) -> Option<Refusal> {
-        let tenant = self.fair.find(ask.tenant);
-        let own = tenant.and_then(|id| self.of_tenant.get(&id)).copied().unwrap_or_default();
-        if own.calls >= self.limits.tenant {
-            return Some(Refusal::Tenant);
-        }
-        let of_model = self.of_model.get(&ask.model).copied().unwrap_or(0);
-        if self.entries.len() >= self.limits.node || of_model >= self.limits.model {
-            return Some(Refusal::Full);
-        }
-        let left = ask.deadline?.saturating_duration_since(now);
-        let behind_all = self.in_time(self.backlog_ns) + free + nanos(ask.floor_ns);
-        if behind_all <= left {
-            return None;
-        }
-        let before = self.before(tenant, ask.share, own.ns, backlog_cost(job, ask.rows));
-        let wait = free + self.in_time(before);
-        let late = wait + nanos(ask.floor_ns) > left;
-        // When what waits now is done, the same call would find the queue as it is good for it.
-        late.then_some(Refusal::Late { retry_after: wait.max(Duration::from_millis(1)) })
-    }
-
-    /// The work that is served before a call that a tenant adds to what it has waiting, in nanoseconds: its own, and
-    /// of each other's as much as their weights allow in that time. The low band waits for the normal one.
-    fn before(&self, tenant: Option<TenantId>, share: Share, own_ns: u64, cost_ns: u64) -> u64 {
-        let ours = own_ns.saturating_add(cost_ns);
-        let mut before = own_ns;
-        for (&id, backlog) in &self.of_tenant {
-            if Some(id) == tenant {
-                continue;
-            }
-            let Some(other) = self.fair.share(id) else { continue };
-            let part = match (share.band, other.band) {
-                (Band::Normal, Band::Low) => 0,
-                (Band::Low, Band::Normal) => backlog.ns,
-                _ => {
-                    let part = u128::from(ours) * u128::from(other.weight.max(1))
-                        / u128::from(share.weight.max(1));
-                    backlog.ns.min(u64::try_from(part).unwrap_or(u64::MAX))
-                }
-            };
-            before = before.saturating_add(part);
-        }
-        before
-    }
-
-    /// How long the threads together take for this much work.
-    fn in_time(&self, ns: u64) -> Duration {
-        nanos(ns / self.limits.threads.max(1) as u64)
     }
 
     fn hold(&mut self, lane: Lane, ticket: u64, ask: &Ask<'_>, largest: usize, now: Instant) {
@@ -419,80 +383,6 @@ impl<J: Waiting> Queue<J> {
         Some(self.entries.get(ticket)?.queued_at)
     }
 
-    /// The calls that run with `first`: of its lane, tenant round robin by weight, as many as make one of the sizes.
-    fn batch(&self, first: u64) -> Vec<u64> {
-        let alone = vec![first];
-        let Some(entry) = self.entries.get(&first) else { return alone };
-        let (Some(lane), Some(&largest)) = (entry.lane, entry.job.sizes().last()) else {
-            return alone;
-        };
-        let tenants = self.tenants_of(lane, entry.tenant);
-        if entry.rows >= largest as usize || tenants.is_empty() {
-            return alone;
-        }
-        let mut waiting: Vec<_> = tenants
-            .iter()
-            .map(|&tenant| {
-                let range = (lane, tenant, 0)..=(lane, tenant, u64::MAX);
-                let calls = self.by_lane.range(range).map(|(_, _, ticket)| *ticket);
-                (self.slots(tenant, &tenants), calls.peekable())
-            })
-            .collect();
-        let (mut chosen, mut rows, mut best) = (Vec::new(), 0, 1);
-        'full: loop {
-            let before = chosen.len();
-            for (slots, calls) in &mut waiting {
-                for _ in 0..*slots {
-                    let Some(ticket) = calls.peek() else { break };
-                    let more = self.entries.get(ticket).map_or(0, |entry| entry.rows);
-                    if rows + more > largest as usize {
-                        break;
-                    }
-                    rows += more;
-                    chosen.extend(calls.next());
-                    if entry.job.sizes().contains(&(rows as u32)) {
-                        best = chosen.len();
-                    }
-                    if rows == largest as usize {
-                        break 'full;
-                    }
-                }
-            }
-            if chosen.len() == before {
-                break;
-            }
-        }
-        chosen.truncate(best);
-        match chosen.first() {
-            Some(ticket) if *ticket == first => chosen,
-            _ => alone,
-        }
-    }
-
-    /// The tenants with calls in a lane, from `first` on; normal ones before low ones.
-    fn tenants_of(&self, lane: Lane, first: TenantId) -> Vec<TenantId> {
-        let mut tenants = Vec::new();
-        let mut from = 0;
-        while let Some(&(other, tenant, _)) = self.by_lane.range((lane, from, 0)..).next() {
-            if other != lane {
-                break;
-            }
-            tenants.push(tenant);
-            let Some(next) = tenant.checked_add(1) else { break };
-            from = next;
-        }
-        let low = |tenant: TenantId| self.fair.band(tenant) == Some(Band::Low);
-        tenants.sort_by_key(|&tenant| (tenant != first, low(tenant), tenant < first, tenant));
-        tenants
-    }
-
-    /// The slots of a batch that a tenant gets in one round, by its weight beside the smallest.
-    fn slots(&self, tenant: TenantId, tenants: &[TenantId]) -> u32 {
-        let weight = |id| self.fair.share(id).map_or(1, |share| share.weight.max(1));
-        let least = tenants.iter().map(|&id| weight(id)).min().unwrap_or(1);
-        (weight(tenant) / least.max(1)).max(1)
-    }
-
     fn remove(&mut self, ticket: u64) -> Option<Entry<J>> {
         let entry = self.entries.remove(&ticket)?;
         if let Some(deadline) = entry.deadline {
@@ -534,18 +424,6 @@ impl<J: Waiting> Queue<J> {
         held.rows = held.rows.saturating_sub(entry.rows);
         if held.tickets.is_empty() {
             self.held.remove(&lane);
-        }
-    }
-}
-
-/// What a call adds to the work that waits: under a backlog its rows run in the largest batches.
-fn backlog_cost(job: &impl Waiting, rows: usize) -> u64 {
-    let largest = job.sizes().last().map_or(1, |size| (*size).max(1)) as usize;
-    match rows >= largest {
-        true => job.cost_ns(rows),
-        false => {
-            let part = u128::from(job.cost_ns(largest)) * rows as u128 / largest as u128;
-            u64::try_from(part).unwrap_or(u64::MAX)
         }
     }
 }

@@ -3,7 +3,8 @@
 //! 1. Who has left or is too late does not run.
 //! 2. Several calls run as one batch. Where a batch fails, its halves run apart, down to single calls: a row that makes
 //!    the model fail takes none of its neighbours with it.
-//! 3. Each call pays its part of the runs it was in by its rows. What batches cost in vain, those pay whose calls failed.
+//! 3. Each call pays its part of the runs it was in by its rows. What batches cost in vain, those pay whose calls
+//!    failed.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},

@@ -12,31 +12,35 @@ use futures::{FutureExt, future::join_all};
 use sandpiper_domain::{
     Band, DataType, InferenceError, InferenceRequest, Model, ModelOptions, NamedTensor, Share,
 };
-use tract_onnx::pb::{GraphProto, tensor_proto::DataType as Onnx};
+use tract_onnx::pb::{GraphProto, NodeProto, tensor_proto::DataType as Onnx};
 
 use super::plane::{busy, depth, one_row};
 use crate::{
-    InferencePlane, LoadedModel,
+    InferencePlane, LoadedModel, ModelSpec,
     testing::{
         D, adder, bytes, f32s, gather, i64s, key, load, node, plane, request, request_of, value,
         weight, with_int,
     },
 };
 
-/// `y = softmax(tanh(x))` on rows of 4000 elements: it takes long enough to be measured, and batches bring little.
+/// `y = tanh(tanh(… x))` on rows of 8 elements: a run takes long enough for a backlog, and no longer with more rows.
 fn work() -> bytes::Bytes {
-    let (input, output) = ([D::N("N"), D::F(4000)], [D::N("N"), D::F(4000)]);
-    let softmax = with_int(node("Softmax", &["t"], &["y"]), "axis", 1);
+    const COUNT: usize = 500;
+    let name = |step: usize| if step == 0 { "x".to_owned() } else { format!("v{step}") };
+    let step = |n: usize| NodeProto {
+        name: format!("step_{n}"),
+        ..node("Tanh", &[&name(n)], &[&name(n + 1)])
+    };
     bytes(GraphProto {
-        node: vec![node("Tanh", &["x"], &["t"]), softmax],
-        input: vec![value("x", Onnx::Float, &input)],
-        output: vec![value("y", Onnx::Float, &output)],
+        node: (0..COUNT).map(step).collect(),
+        input: vec![value("x", Onnx::Float, &[D::N("N"), D::F(8)])],
+        output: vec![value(&name(COUNT), Onnx::Float, &[D::N("N"), D::F(8)])],
         ..Default::default()
     })
 }
 
 fn work_row() -> Vec<NamedTensor> {
-    vec![f32s("x", &[1, 4000], &vec![0.5; 4000])]
+    vec![f32s("x", &[1, 8], &[0.5; 8])]
 }
 
 fn row(n: f32) -> Vec<NamedTensor> {
@@ -49,7 +53,7 @@ fn sums(n: f32) -> NamedTensor {
 
 async fn unbatched(plane: &InferencePlane, model: bytes::Bytes) -> Arc<LoadedModel> {
     let options = ModelOptions { batching: false, ..Default::default() };
-    plane.inspect_with(options, model).await.unwrap()
+    plane.inspect(ModelSpec { options, ..model.into() }).await.unwrap()
 }
 
 fn count(model: &LoadedModel) -> (u64, u64) {
@@ -128,7 +132,7 @@ async fn batching_can_be_switched_off_and_limited() {
         (ModelOptions { batch_size_max: 4, ..Default::default() }, vec![1, 2, 4], 5),
         (ModelOptions { batch_size_max: 1, ..Default::default() }, vec![1], 20),
     ] {
-        let model = plane.inspect_with(options, adder()).await.unwrap();
+        let model = plane.inspect(ModelSpec { options, ..adder().into() }).await.unwrap();
         let batching = &model.profile().batching;
         assert_eq!(batching.sizes, sizes);
         assert_eq!(batching.reason.is_some(), sizes.len() == 1, "{batching:?}");
@@ -256,7 +260,7 @@ async fn a_bad_row_takes_no_neighbour_with_it() {
 async fn a_call_waits_for_company_where_its_model_says_so() {
     let plane = plane(2, 1024);
     let options = ModelOptions { max_delay_us: 500_000, batch_size_max: 4, ..Default::default() };
-    let model = plane.inspect_with(options, adder()).await.unwrap();
+    let model = plane.inspect(ModelSpec { options, ..adder().into() }).await.unwrap();
     let begun = Instant::now();
     let calls = (0..4).map(|n| model.infer(request(row(n as f32))));
     for (n, output) in (0..).zip(join_all(calls).await) {
@@ -289,7 +293,7 @@ fn load_of(
             let mut done = 0;
             while !over.load(Relaxed) {
                 match model.infer(request()).await {
-                    Ok(_) => done += 1,
+                    Ok(_) => done += usize::from(!over.load(Relaxed)),
                     Err(InferenceError::TenantSaturated) => tokio::task::yield_now().await,
                     Err(error) => panic!("{error}"),
                 }
@@ -321,8 +325,9 @@ async fn shares(model: Arc<LoadedModel>, weights: [u32; 2], depths: [usize; 2]) 
 async fn tenants_get_their_weighted_shares_alone_and_in_batches() {
     for batching in [false, true] {
         let plane = plane(1, 1024);
-        let options = ModelOptions { batching, batch_tolerance: 1., ..Default::default() };
-        let model = plane.inspect_with(options, work()).await.unwrap();
+        let options = ModelOptions { batching, batch_size_max: 2, ..Default::default() };
+        let model = plane.inspect(ModelSpec { options, ..work().into() }).await.unwrap();
+        assert_eq!(model.profile().batching.sizes.len(), 1 + usize::from(batching));
         let ratio = shares(model.clone(), [1, 4], [64, 64]).await;
         assert!(
             (3.6..=4.4).contains(&ratio),
@@ -416,7 +421,7 @@ async fn what_is_given_up_or_late_never_runs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_that_keeps_panicking_is_put_in_quarantine_until_it_is_loaded_again() {
     let plane = plane(1, 1024);
-    let load = async || plane.load(&key(1), || Ok(gather())).await;
+    let load = async || plane.load(&key(1), || Ok(gather().into())).await;
     let model = load().await.unwrap();
     let other = plane.inspect(adder()).await.unwrap();
     let call = |tenant: &str, id| model.infer(request_of(tenant, vec![i64s("ids", &[id])]));

@@ -52,7 +52,7 @@ impl Resource for Function {
         &self.versions
     }
 
-    fn version_json(&self, tenant: &TenantName, version: &FunctionVersion) -> Value {
+    fn version_json(&self, _app: &App, tenant: &TenantName, version: &FunctionVersion) -> Value {
         json!({
             "name": self.name,
             "version": version.version,
@@ -194,7 +194,7 @@ async fn deploy(
     let version = outcome.version();
     let runtime = app.functions.get(&tenant.name, &name, version, || app.admission(&tenant));
     runtime.seed(code);
-    let body = function.version_json(&tenant.name, version);
+    let body = function.version_json(&app, &tenant.name, version);
     Ok((status, Json(body)).into_response())
 }
 

@@ -19,7 +19,9 @@ mod deployments;
 mod functions;
 mod keys;
 mod logs;
+mod model_upload;
 mod models;
+mod profile;
 mod resource;
 mod tenants;
 mod upload;
@@ -49,7 +51,8 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
     let functions = resource_routes::<Function>(put(functions::put))
         .route("/functions/{name}/logs", get(logs::show));
     let models = resource_routes::<ModelEntry>(put(models::put))
-        .route("/models/{name}/grants", put(models::grant));
+        .route("/models/{name}/grants", put(models::grant))
+        .route("/models/{name}/retention", put(models::retain));
     Router::new()
         .nest("/api/v1", tenants.merge(functions).merge(models))
         .route("/livez", get(async || axum::Json(serde_json::json!({ "status": "live" }))))
@@ -160,7 +163,10 @@ pub(crate) fn metrics_response(app: &App) -> http::Response<EdgeBody> {
     metrics::gauge!("sandpiper_sandboxes").set(app.sandboxes.alive() as f64);
     metrics::gauge!("sandpiper_inference_queue_depth").set(app.inference.queue_depth() as f64);
     metrics::gauge!("sandpiper_models_loaded").set(app.inference.model_count() as f64);
-    let mut response = http::Response::new(EdgeBody::full(Bytes::from(app.metrics.render())));
+    metrics::gauge!("sandpiper_models_bytes").set(app.inference.models_bytes() as f64);
+    metrics::gauge!("sandpiper_response_cache_bytes").set(app.inference.responses_bytes() as f64);
+    let text = app.metrics.render() + &app.model_metrics.render(app);
+    let mut response = http::Response::new(EdgeBody::full(Bytes::from(text)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response

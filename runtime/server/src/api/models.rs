@@ -1,7 +1,7 @@
 //! `/api/v1/models`: what is particular to models, and uploading and granting them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -10,13 +10,13 @@ use axum::{
     extract::{Path, Query, Request, State},
     response::IntoResponse,
 };
-use bytes::Bytes;
 use http::StatusCode;
 use sandpiper_control::{
-    Catalog, CatalogError, ModelEntry, ModelGrants, ModelVersion, NewModel, PutOutcome, Target,
-    Tenant, Versions,
+    Catalog, CatalogError, ModelEntry, ModelGrants, ModelVersion, NewModel, PutOutcome, Retention,
+    Target, Tenant, Versions,
 };
-use sandpiper_domain::{AliasName, Model, ModelKey, ModelName, Scope, TenantName};
+use sandpiper_domain::{AliasName, Model, ModelKey, ModelName, ModelOptions, Scope, TenantName};
+use sandpiper_inference::ModelSpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -26,9 +26,11 @@ use super::{
     auth::Caller,
     deployments,
     functions::take_upload,
+    model_upload::{self, ModelUpload, Wanted},
+    profile,
     resource::{Resource, find, subject},
     upload,
-    versions::{PutQuery, aliases_of, timestamp},
+    versions::{aliases_of, timestamp},
 };
 use crate::{app::App, respond::Problem};
 
@@ -51,22 +53,33 @@ impl Resource for ModelEntry {
         &self.versions
     }
 
-    fn version_json(&self, _tenant: &TenantName, version: &ModelVersion) -> Value {
-        json!({
+    fn version_json(&self, app: &App, tenant: &TenantName, version: &ModelVersion) -> Value {
+        let mut json = json!({
             "name": self.name,
             "version": version.version,
             "digest": version.digest,
             "size_bytes": version.size,
-            "state": "ready",
             "inputs": version.signature.inputs,
             "outputs": version.signature.outputs,
+            "options": ModelOptions::from_texts(&version.options).unwrap_or_default(),
+            "samples_digest": version.samples,
             "aliases": aliases_of(&self.versions, version.version),
             "created_at": timestamp(version.created_at),
-        })
+        });
+        let (tenant, model) = (tenant.clone(), self.name.clone());
+        let key = ModelKey { tenant, model, version: version.version };
+        for (field, value) in profile::of_version(app, &key) {
+            json[field] = value;
+        }
+        json
     }
 
     fn own_json(&self) -> Vec<(&'static str, Value)> {
-        vec![("grants", grants_json(&self.grants))]
+        vec![
+            ("grants", grants_json(&self.grants)),
+            ("batch_with_others", self.batch_with_others.into()),
+            ("retention", retention_json(&self.retention)),
+        ]
     }
 
     fn delete(
@@ -123,24 +136,28 @@ fn grants_json(grants: &ModelGrants) -> Value {
     }
 }
 
+fn retention_json(retention: &Retention) -> Value {
+    match retention {
+        Retention::Tier => json!({}),
+        Retention::Latest(count) => json!({ "latest": count }),
+        Retention::Versions(numbers) => json!({ "versions": numbers }),
+    }
+}
+
 pub(super) async fn put(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(name): Path<String>,
-    Query(query): Query<PutQuery>,
+    Query(query): Query<Vec<(String, String)>>,
     request: Request,
 ) -> Reply {
     let tenant = caller.tenant(&app, Scope::Models)?;
     let name: ModelName = name.parse().map_err(Problem::invalid_name)?;
+    let wanted = Wanted::of(query)?;
     let permits = take_upload(&app, &tenant)?;
-    let bytes = upload::read(request, "model", tenant.limits.model_mib).await?;
-    if bytes.is_empty() {
-        let message = "the upload is empty";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "empty_upload", message)
-            .hint("send the ONNX file as the request's body"));
-    }
-    let work = upload_model(app.clone(), tenant.clone(), name.clone(), bytes, query.activate);
-    deployments::run(&app, subject::<ModelEntry>(&tenant.name, &name), query.wait, permits, work)
+    let upload = model_upload::read(request, &wanted, tenant.limits.model_mib).await?;
+    let work = upload_model(app.clone(), tenant.clone(), name.clone(), upload, wanted.activate);
+    deployments::run(&app, subject::<ModelEntry>(&tenant.name, &name), wanted.wait, permits, work)
         .await
 }
 
@@ -148,15 +165,27 @@ async fn upload_model(
     app: Arc<App>,
     tenant: Arc<Tenant>,
     name: ModelName,
-    bytes: Bytes,
+    upload: ModelUpload,
     activate: bool,
 ) -> Reply {
-    let loaded = app.inference.inspect(bytes.clone()).await?;
+    let ModelUpload { bytes, options, samples } = upload;
+    let (samples_json, samples) = samples.unzip();
+    // Hashing a large file takes a while.
+    let spec = app.blocking({
+        let bytes = bytes.clone();
+        let (options, samples) = (options.clone(), samples.unwrap_or_default());
+        move |_| ModelSpec { options, samples, ..bytes.into() }
+    });
+    let loaded = app.inference.inspect(spec.await?).await?;
+    if options.pinned {
+        app.inference.has_room(&loaded, &tenant.name, &name)?;
+    }
     let (owner, model, now) = (tenant.name.clone(), name.clone(), OffsetDateTime::now_utc());
     let signature = loaded.signature().clone();
     let outcome = app.blocking(move |app| {
         let blob = app.catalog.put_blob(&bytes)?;
-        let new = NewModel { blob, signature, options: BTreeMap::new() };
+        let samples = samples_json.map(|json| app.catalog.put_blob(&json)).transpose()?;
+        let new = NewModel { blob, signature, options: options.to_texts(), samples };
         app.catalog.put_model(&owner, &model, &new, activate, now).map_err(Problem::from)
     });
     let outcome = outcome.await??;
@@ -167,25 +196,61 @@ async fn upload_model(
     let key =
         ModelKey { tenant: tenant.name.clone(), model: name.clone(), version: version.version };
     let status = match &outcome {
-        PutOutcome::Created(_) => {
-            // A version that nothing points to yet takes the place of none that is in use.
-            if activate {
-                app.inference.register(key, loaded);
-            }
-            StatusCode::CREATED
-        }
+        PutOutcome::Created(_) => StatusCode::CREATED,
         PutOutcome::Unchanged(_) => StatusCode::OK,
     };
+    // What `live` has moved away from makes room first. A version that nothing points to yet takes the place of none
+    // that is in use.
+    app.unpin_models();
+    if activate
+        && app.inference.peek(&key).is_none()
+        && let Err(error) = app.inference.register(key, loaded)
+    {
+        tracing::warn!(tenant = %tenant.name, model = %name, %error, "a model is not in memory yet");
+    }
+    app.sweep_soon();
     let snapshot = app.catalog.snapshot();
     let model = snapshot.model(&tenant.name, &name).ok_or_else(Problem::not_found)?;
-    Ok((status, Json(model.version_json(&tenant.name, version))).into_response())
+    Ok((status, Json(model.version_json(&app, &tenant.name, version))).into_response())
 }
 
-/// `{"tenants": ["beta"]}` or `{"tenants": "*"}`.
+/// `{"latest": 3}` or `{"versions": [1, 4]}`; neither is what the tier allows.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetentionBody {
+    latest: Option<u32>,
+    versions: Option<BTreeSet<u32>>,
+}
+
+pub(super) async fn retain(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    request: Request,
+) -> Reply {
+    let (tenant, model) = find::<ModelEntry>(&app, &caller, Scope::Delete, &name)?;
+    let body = upload::json::<RetentionBody>(request).await?;
+    let retention = match (body.latest, body.versions) {
+        (None, None) => Retention::Tier,
+        (Some(count), None) => Retention::Latest(count),
+        (None, Some(numbers)) => Retention::Versions(numbers),
+        _ => return Err(Problem::bad_request("give either `latest` or `versions`")),
+    };
+    let mut body = json!({ "name": model.name, "retention": retention_json(&retention) });
+    let work =
+        move |app: &App| app.catalog.set_model_retention(&tenant.name, &model.name, retention);
+    body["removed"] = json!(app.blocking(work).await??);
+    app.sweep_soon();
+    Ok(Json(body).into_response())
+}
+
+/// `{"tenants": ["beta"]}` or `{"tenants": "*"}`, with `"batch_with_others": false` where calls of these tenants must not
+/// share a batch with anybody else's.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GrantBody {
     tenants: Grantees,
+    batch_with_others: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -202,7 +267,9 @@ pub(super) async fn grant(
     request: Request,
 ) -> Reply {
     let (tenant, model) = find::<ModelEntry>(&app, &caller, Scope::Models, &name)?;
-    let grants = match upload::json::<GrantBody>(request).await?.tenants {
+    let GrantBody { tenants, batch_with_others } = upload::json(request).await?;
+    let batch_with_others = batch_with_others.unwrap_or(true);
+    let grants = match tenants {
         Grantees::All(star) if star == "*" => ModelGrants::All,
         Grantees::All(_) => {
             return Err(Problem::bad_request("`tenants` is a list of names, or \"*\""));
@@ -216,8 +283,14 @@ pub(super) async fn grant(
                 .map_err(Problem::invalid_name)?,
         ),
     };
-    let body = json!({ "name": model.name, "tenants": grants_json(&grants) });
-    app.blocking(move |app| app.catalog.set_model_grants(&tenant.name, &model.name, grants))
-        .await??;
+    let body = json!({
+        "name": model.name,
+        "tenants": grants_json(&grants),
+        "batch_with_others": batch_with_others,
+    });
+    let work = move |app: &App| {
+        app.catalog.set_model_grants(&tenant.name, &model.name, grants, batch_with_others)
+    };
+    app.blocking(work).await??;
     Ok(Json(body).into_response())
 }

@@ -43,7 +43,8 @@ pub(super) trait Resource: Send + Sync + Sized + 'static {
     fn all(tenant: &Tenant) -> &HashMap<Self::Name, Arc<Self>>;
     fn name(&self) -> &Self::Name;
     fn versions(&self) -> &Versions<Self::Version>;
-    fn version_json(&self, tenant: &TenantName, version: &Self::Version) -> Value;
+    /// A version, and what the node knows of it beside what the catalog has.
+    fn version_json(&self, app: &App, tenant: &TenantName, version: &Self::Version) -> Value;
     /// What the resource shows beside its version.
     fn own_json(&self) -> Vec<(&'static str, Value)>;
 
@@ -102,7 +103,7 @@ fn to_json<R: Resource>(app: &App, tenant: &TenantName, resource: &R) -> Value {
     let live = live_version(versions).and_then(|number| versions.get(number));
     let shown = live.or(versions.newest().map(|(_, version)| version));
     let mut json = match shown {
-        Some(version) => resource.version_json(tenant, version),
+        Some(version) => resource.version_json(app, tenant, version),
         None => json!({ "name": resource.name() }),
     };
     json["aliases"] = aliases_json(versions);
@@ -159,7 +160,7 @@ pub(super) async fn versions<R: Resource>(
     let (tenant, resource) = find::<R>(&app, &caller, R::SCOPE, &name)?;
     let versions = resource.versions().iter();
     let versions: Vec<_> =
-        versions.map(|(_, version)| resource.version_json(&tenant.name, version)).collect();
+        versions.map(|(_, version)| resource.version_json(&app, &tenant.name, version)).collect();
     Ok(Json(json!({ "versions": versions })).into_response())
 }
 
@@ -171,7 +172,7 @@ pub(super) async fn version<R: Resource>(
     let (tenant, resource) = find::<R>(&app, &caller, R::SCOPE, &name)?;
     let version = resource.versions().get(version_number(&version)?);
     let version = version.ok_or_else(Problem::not_found)?;
-    Ok(Json(resource.version_json(&tenant.name, version)).into_response())
+    Ok(Json(resource.version_json(&app, &tenant.name, version)).into_response())
 }
 
 pub(super) async fn delete_version<R: Resource>(

@@ -1,5 +1,7 @@
 //! Reading what a client sends, never more of it than it may send.
 
+use std::collections::BTreeMap;
+
 use axum::{
     body::Body,
     extract::{FromRequest, Multipart, Request},
@@ -65,44 +67,59 @@ pub(super) async fn component(
     request: Request,
     limit_mib: u64,
 ) -> Result<(Bytes, Option<String>), Problem> {
+    let mut parts =
+        parts(request, &["component", "manifest"], limit_mib, MULTIPART_EXTRA_BYTES).await?;
+    let component = parts.remove("component").unwrap_or_default();
+    let manifest = parts.remove("manifest").map(|text| {
+        String::from_utf8(text.into())
+            .map_err(|_| Problem::bad_request("the part `manifest` is no UTF-8"))
+    });
+    Ok((component, manifest.transpose()?))
+}
+
+/// An upload: the first of `names` alone, or a multipart form of these parts, each at most once, the first always. The
+/// others may take `extra` bytes together, with the framing.
+pub(super) async fn parts(
+    request: Request,
+    names: &[&'static str],
+    limit_mib: u64,
+    extra: u64,
+) -> Result<BTreeMap<&'static str, Bytes>, Problem> {
+    let what = names.first().copied().unwrap_or_default();
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     // curl sends a form's type with any body, so only multipart says something.
     if !kind.is_some_and(|kind| {
         kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data")
     }) {
-        return Ok((read(request, "component", limit_mib).await?, None));
+        return Ok(BTreeMap::from([(what, read(request, what, limit_mib).await?)]));
     }
-    let limit = (limit_mib << 20) + MULTIPART_EXTRA_BYTES;
+    let limit = (limit_mib << 20) + extra;
     if request.body().size_hint().lower() > limit {
-        return Err(Problem::too_large("component", limit_mib));
+        return Err(Problem::too_large(what, limit_mib));
     }
     let request = request.map(|body| Body::new(Limited::new(Paced::new(body), limit as usize)));
     let refuse = |error: axum::extract::multipart::MultipartError| {
-        refusal(&error, Problem::too_large("component", limit_mib))
+        refusal(&error, Problem::too_large(what, limit_mib))
     };
-    let mut parts = Multipart::from_request(request, &())
+    let mut form = Multipart::from_request(request, &())
         .await
         .map_err(|_| Problem::bad_request("the multipart body is malformed"))?;
-    let (mut component, mut manifest) = (None, None);
-    while let Some(part) = parts.next_field().await.map_err(refuse)? {
-        match part.name() {
-            Some("component") if component.is_none() => {
-                component = Some(part.bytes().await.map_err(refuse)?);
-            }
-            Some("manifest") if manifest.is_none() => {
-                manifest = Some(part.text().await.map_err(refuse)?);
-            }
-            _ => {
-                return Err(Problem::bad_request(
-                    "the multipart body may hold the parts `component` and `manifest`, each once",
-                ));
-            }
+    let mut parts = BTreeMap::new();
+    while let Some(part) = form.next_field().await.map_err(refuse)? {
+        let name = names.iter().copied().find(|name| part.name() == Some(name));
+        let Some(name) = name.filter(|name| !parts.contains_key(name)) else {
+            let known = names.join("`, `");
+            return Err(Problem::bad_request(format!(
+                "the multipart body may hold the parts `{known}`, each once"
+            )));
+        };
+        parts.insert(name, part.bytes().await.map_err(refuse)?);
+    }
+    match parts.get(what) {
+        None => Err(Problem::bad_request(format!("the part `{what}` is missing"))),
+        Some(bytes) if bytes.len() as u64 > limit_mib << 20 => {
+            Err(Problem::too_large(what, limit_mib))
         }
+        Some(_) => Ok(parts),
     }
-    let component =
-        component.ok_or_else(|| Problem::bad_request("the part `component` is missing"))?;
-    if component.len() as u64 > limit_mib << 20 {
-        return Err(Problem::too_large("component", limit_mib));
-    }
-    Ok((component, manifest))
 }

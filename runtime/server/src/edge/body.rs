@@ -12,7 +12,7 @@ use sandpiper_sandbox::GuestBody;
 
 use crate::admission::Permit;
 
-/// A response's body: a few bytes of our own, a function's stream, or the control plane's.
+/// A response's body: a few bytes of our own, a function's stream, the control plane's, or gRPC's.
 pub(crate) enum EdgeBody {
     Full(Bytes),
     /// Keeps the request's places in the gates until it is read or dropped.
@@ -26,6 +26,11 @@ pub(crate) enum EdgeBody {
         _place: Permit,
     },
     Api(axum::body::Body),
+    /// Keeps the request's place in the tenant's gate until it is read or dropped.
+    Grpc {
+        body: tonic::body::Body,
+        _place: Option<Permit>,
+    },
 }
 
 impl EdgeBody {
@@ -55,6 +60,9 @@ impl Body for EdgeBody {
             EdgeBody::Api(body) => {
                 Pin::new(body).poll_frame(context).map(|frame| frame.map(|f| f.map_err(Into::into)))
             }
+            EdgeBody::Grpc { body, .. } => {
+                Pin::new(body).poll_frame(context).map(|frame| frame.map(|f| f.map_err(Into::into)))
+            }
         }
     }
 
@@ -63,6 +71,7 @@ impl Body for EdgeBody {
             EdgeBody::Full(bytes) | EdgeBody::Held { bytes, .. } => bytes.is_empty(),
             EdgeBody::Guest { body, .. } => body.is_end_stream(),
             EdgeBody::Api(body) => body.is_end_stream(),
+            EdgeBody::Grpc { body, .. } => body.is_end_stream(),
         }
     }
 
@@ -73,6 +82,7 @@ impl Body for EdgeBody {
             }
             EdgeBody::Guest { body, .. } => body.size_hint(),
             EdgeBody::Api(body) => body.size_hint(),
+            EdgeBody::Grpc { body, .. } => body.size_hint(),
         }
     }
 }

@@ -177,7 +177,7 @@ impl Server {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyWasRead;
 
-/// Functions and inferences are answered without a router in between; everything else goes to the control plane's
+/// Functions, inferences and gRPC are answered without a router in between; everything else goes to the control plane's
 /// routes.
 async fn answer(
     app: Arc<App>,
@@ -190,6 +190,8 @@ async fn answer(
     let path = request.uri().path();
     let mut response = if path.starts_with(dispatch::PREFIX) {
         dispatch::answer(&app, &peer, request).await
+    } else if oip::grpc::is_grpc(&request) {
+        oip::grpc::answer(&app, request).await
     } else if oip::rest::is_path(path) {
         oip::rest::answer(&app, request).await
     } else {

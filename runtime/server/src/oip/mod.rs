@@ -9,6 +9,7 @@ mod compress;
 pub(crate) mod describe;
 mod documents;
 mod error;
+pub(crate) mod grpc;
 mod json;
 pub(crate) mod repository;
 mod request;

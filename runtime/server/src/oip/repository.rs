@@ -55,7 +55,7 @@ pub(crate) fn repository_index(
         for (version, _) in model.versions.iter() {
             let (tenant, name) = (caller.tenant.name.clone(), model.name.clone());
             let key = ModelKey { tenant, model: name, version };
-            let refused = app.models.check_in_service(&key).err();
+            let refused = app.models.check_ready(&key).err();
             entries.push(IndexEntry {
                 name: model.name.to_string(),
                 version,
@@ -70,7 +70,7 @@ pub(crate) fn repository_index(
 }
 
 /// Brings a model into service, and answers when its versions are in memory: the one that is named, or those that
-/// `live` points at.
+/// `live` points at. A model in quarantine leaves it.
 pub(crate) async fn load(
     app: &App,
     caller: &Caller,
@@ -90,7 +90,7 @@ pub(crate) async fn load(
         let (tenant, model) = (caller.tenant.name.clone(), model.name.clone());
         let key = ModelKey { tenant, model, version: number };
         let found = ResolvedModel { key, version };
-        let loaded = tokio::time::timeout(LOAD_WAIT_MAX, app.models.load(&found)).await;
+        let loaded = tokio::time::timeout(LOAD_WAIT_MAX, app.models.load_afresh(&found)).await;
         loaded.map_err(|_| {
             OipError::unavailable("the model is still being loaded; ask again whether it is ready")
         })??;

@@ -164,7 +164,7 @@ pub(crate) fn model_ready(
 ) -> Result<(), OipError> {
     caller.must_have(&[Scope::Invoke, Scope::Models])?;
     let found = resolve(app, caller, name, version)?.model;
-    Ok(app.models.check_in_service(&found.key)?)
+    Ok(app.models.check_ready(&found.key)?)
 }
 
 /// Opens a model for a description of what is inside, loading it where it is not in memory.
@@ -219,6 +219,8 @@ async fn run(
     let limit = Duration::from_millis(caller.tenant.sandbox.wall_ms);
     let deadline = began + timeout.map_or(limit, |timeout| timeout.min(limit));
     let model_version = found.key.version;
+    let batch_with_others =
+        app.catalog.snapshot().batches_with_others(&found.key, &caller.tenant.name);
     let model = app.models.open_resolved(found);
     // A model that is in memory is there at the first poll, before the clock is asked.
     let model = tokio::time::timeout_at(deadline.into(), model).await.map_err(|_| {
@@ -234,7 +236,7 @@ async fn run(
         share,
         deadline: Some(deadline),
         inputs,
-        batch_with_others: true,
+        batch_with_others,
     };
     let output = model.model.infer(request).await?;
     if let Some(access) = access {

@@ -110,7 +110,7 @@ fn serve_and_ask(
 
     let client = Client::with(node.url(), Some(key.clone()), None)?;
     let model: ModelName = EXAMPLE.parse()?;
-    let pushed = models::push(ui, &client, &material.model, &model, true);
+    let pushed = models::push(ui, &client, &material.model, &model, &models::Push::PLAIN);
     stages.add("model upload", interrupt.check(pushed)?.1);
 
     let component = material.project.component()?;

@@ -173,7 +173,7 @@ fn what_does_not_exist_is_not_found() {
         house.delete_model_version(&acme(), &m, 1),
         house.set_function_alias(&acme(), &f, &live, one.clone()),
         house.set_model_alias(&acme(), &m, &live, one),
-        house.set_model_grants(&acme(), &m, ModelGrants::All),
+        house.set_model_grants(&acme(), &m, ModelGrants::All, true),
         house.delete_function(&tenant("nobody"), &f),
         house.roll_back_model_alias(&acme(), &m, &live).map(drop),
         house.delete_model_alias(&acme(), &m, &live),

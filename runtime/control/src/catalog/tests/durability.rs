@@ -45,7 +45,7 @@ fn busy_house() -> (House, KeyText) {
     house.put_function(&acme(), &new, true, now()).unwrap();
     house.upload(&acme(), "M.1", b"model");
     let granted = ModelGrants::Tenants([tenant("acme-b")].into());
-    house.set_model_grants(&acme(), &model("M.1"), granted).unwrap();
+    house.set_model_grants(&acme(), &model("M.1"), granted, true).unwrap();
     (house, text)
 }
 

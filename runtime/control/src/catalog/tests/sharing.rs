@@ -92,7 +92,7 @@ fn a_grant_opens_a_model_to_those_it_names() {
     let ours = Ok(("beta/ocr".to_owned(), 2));
     let table = scope(Some(&[("beta/ocr", "canary")]));
     for grants in [ModelGrants::All, ModelGrants::Tenants([acme(), tenant("other")].into())] {
-        house.set_model_grants(&beta, &ocr, grants).unwrap();
+        house.set_model_grants(&beta, &ocr, grants, true).unwrap();
         house.reopen();
         assert_eq!(resolve(&house, &scope(None), "beta/ocr"), ours);
         assert_eq!(resolve(&house, &scope(None), "beta/ocr@1"), Ok(("beta/ocr".to_owned(), 1)));
@@ -102,7 +102,7 @@ fn a_grant_opens_a_model_to_those_it_names() {
         assert!(resolve(&house, &scope(Some(&[("digits", "live")])), "beta/ocr").is_err());
     }
     for grants in [ModelGrants::None, ModelGrants::Tenants([tenant("other")].into())] {
-        house.set_model_grants(&beta, &ocr, grants).unwrap();
+        house.set_model_grants(&beta, &ocr, grants, true).unwrap();
         assert_eq!(resolve(&house, &scope(None), "beta/ocr"), Err(InferenceError::NotFound));
     }
 }
@@ -112,7 +112,7 @@ fn a_new_owner_of_a_name_inherits_no_grant() {
     let mut house = two_tenants();
     let (beta, ocr) = (tenant("beta"), model("ocr"));
     let both = ModelGrants::Tenants([acme(), tenant("other")].into());
-    house.set_model_grants(&beta, &ocr, both).unwrap();
+    house.set_model_grants(&beta, &ocr, both, true).unwrap();
     house.delete_tenant(&acme()).unwrap();
     house.create_tenant(&acme(), &tier("free"), now()).unwrap();
     for _ in 0..2 {

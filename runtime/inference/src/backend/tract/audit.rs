@@ -10,6 +10,10 @@ use tract_onnx::pb::{
     type_proto::Value as TypeValue,
 };
 
+use super::{
+    refuse,
+    rewrite::{opset, rewrite},
+};
 use crate::{LoadError, contract::shown};
 
 /// Longer or more deeply nested expressions of a dimension are taken as an unknown size: tract's parser of them
@@ -44,34 +48,47 @@ pub(super) struct Declared {
     pub(super) operators: BTreeMap<String, u32>,
     /// Elements of all weights.
     pub(super) parameters: u64,
+    /// Whether tract is right about the graph only where it knows every size.
+    pub(super) needs_sizes: bool,
 }
 
-/// Checks and rewrites `model`; `known` says which operators tract has.
+/// The nodes that take the largest or smallest of values.
+pub(super) fn extremes(model: &ModelProto) -> HashSet<String> {
+    let operators = ["ReduceMax", "ReduceMin", "ArgMax", "ArgMin"];
+    let nodes = model.graph.iter().flat_map(|graph| &graph.node);
+    let nodes = nodes.filter(|node| operators.contains(&node.op_type.as_str()));
+    nodes.map(|node| node.name.clone()).collect()
+}
+
+/// Checks and rewrites `model`; `registered` says which names of operators tract has.
 pub(super) fn audit(
     model: &mut ModelProto,
-    known: &dyn Fn(&str) -> bool,
+    registered: &dyn Fn(&str) -> bool,
 ) -> Result<Declared, LoadError> {
     let opset_missing = model.opset_import.is_empty() && model.ir_version >= 3;
-    let graph = model.graph.as_mut().ok_or(LoadError::Truncated)?;
+    let graph = model.graph.as_ref().ok_or(LoadError::Truncated)?;
     if opset_missing {
         return Err(malformed("it names no operator set (`opset_import`)"));
     }
-    let mut census = Census::default();
-    visit(graph, known, &mut census)?;
-    let Census { missing, operators, parameters } = census;
+    let Census { operators, parameters } = Census::of(graph);
+    rewrite(model)?;
+    let opset = opset(model);
+    let graph = model.graph.as_mut().ok_or(LoadError::Truncated)?;
+    let mut audit = Audit { registered, opset, missing: Missing::default(), needs_sizes: false };
+    audit.visit(graph)?;
+    let Audit { missing, needs_sizes, .. } = audit;
     if !missing.operators.is_empty() {
         return Err(LoadError::UnsupportedOperator { operators: missing.operators });
     }
     name_dimensions(graph);
     let (inputs, outputs) = declare(graph)?;
     name_nodes(graph);
-    Ok(Declared { inputs, outputs, operators, parameters })
+    Ok(Declared { inputs, outputs, operators, parameters, needs_sizes })
 }
 
-/// What a graph is made of.
+/// What a graph is made of, as uploaded.
 #[derive(Default)]
 struct Census {
-    missing: Missing,
     operators: BTreeMap<String, u32>,
     parameters: u64,
 }
@@ -79,6 +96,22 @@ struct Census {
 impl Census {
     /// Names that one hostile graph may have counted.
     const OPERATORS_MAX: usize = 512;
+
+    fn of(graph: &GraphProto) -> Self {
+        let mut census = Census::default();
+        census.visit(graph);
+        census
+    }
+
+    fn visit(&mut self, graph: &GraphProto) {
+        graph.initializer.iter().for_each(|tensor| self.weigh(tensor));
+        for node in &graph.node {
+            self.count(node);
+            for attribute in &node.attribute {
+                attribute.g.iter().chain(&attribute.graphs).for_each(|inner| self.visit(inner));
+            }
+        }
+    }
 
     fn count(&mut self, node: &NodeProto) {
         let operator = named(node);
@@ -122,39 +155,40 @@ impl Missing {
 }
 
 /// Goes through one graph and the graphs inside its nodes. The protobuf decoder bounds the depth.
-fn visit(
-    graph: &mut GraphProto,
-    known: &dyn Fn(&str) -> bool,
-    census: &mut Census,
-) -> Result<(), LoadError> {
-    // What other tools inferred about inner values is often stale, and never needed.
-    graph.value_info = Vec::new();
-    if !graph.sparse_initializer.is_empty() {
-        return Err(LoadError::UnsupportedType(
-            "the model has sparse initializers, which the backend cannot hold".to_owned(),
-        ));
-    }
-    for tensor in &mut graph.initializer {
-        census.weigh(tensor);
-        check_tensor(tensor)?;
-    }
-    for input in &mut graph.input {
-        forget_hostile_dimensions(input);
-    }
-    for node in &mut graph.node {
-        census.count(node);
-        if !known(&node.op_type) {
-            census.missing.add(node);
+struct Audit<'a> {
+    registered: &'a dyn Fn(&str) -> bool,
+    opset: i64,
+    missing: Missing,
+    needs_sizes: bool,
+}
+
+impl Audit<'_> {
+    fn visit(&mut self, graph: &mut GraphProto) -> Result<(), LoadError> {
+        // What other tools inferred about inner values is often stale, and never needed.
+        graph.value_info = Vec::new();
+        if !graph.sparse_initializer.is_empty() {
+            return Err(LoadError::UnsupportedType(
+                "the model has sparse initializers, which the backend cannot hold".to_owned(),
+            ));
         }
-        give_default_constant(node);
-        for attribute in &mut node.attribute {
-            attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(check_tensor)?;
-            for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
-                visit(inner, known, census)?;
+        graph.initializer.iter_mut().try_for_each(check_tensor)?;
+        graph.input.iter_mut().for_each(forget_hostile_dimensions);
+        for node in &mut graph.node {
+            match refuse::is_known(node, self.registered) {
+                true => refuse::check(node, self.opset)?,
+                false => self.missing.add(node),
+            }
+            self.needs_sizes |= refuse::needs_sizes(node);
+            give_default_constant(node);
+            for attribute in &mut node.attribute {
+                attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(check_tensor)?;
+                for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+                    self.visit(inner)?;
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// `ConstantOfShape` without a value is zeros of 32-bit floats; tract takes 64-bit ones.

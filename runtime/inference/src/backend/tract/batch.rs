@@ -38,6 +38,8 @@ const SHORT: Duration = Duration::from_micros(500);
 const SPECIAL_BYTES_MAX: u64 = 16 << 20;
 /// Samples that each size is probed with, in the time there is.
 const SAMPLES: u64 = 4;
+/// Rows taken of one of the samples that came with the model.
+const SAMPLE_ROWS_MAX: usize = 32;
 /// Making a plan for one size is not tried where the first took longer.
 const SPECIAL_BUILD_MAX: Duration = Duration::from_millis(40);
 
@@ -47,12 +49,14 @@ pub(super) fn fit(
     model: &InferenceModel,
     declared: &Declared,
     options: &ModelOptions,
+    samples: &[Vec<NamedTensor>],
 ) {
     let mut batching = Batching { sizes: vec![1], ..Batching::default() };
     if let Err(reason) = is_made_of_rows(program, model, declared) {
         batching.reason = Some(reason.to_owned());
     } else {
-        let trial = Trial { program, model, declared, begun: Instant::now(), shapes: Vec::new() };
+        let (begun, rows) = (Instant::now(), rows_of(program, samples));
+        let trial = Trial { program, model, declared, begun, shapes: Vec::new(), rows };
         let measured = trial.measure(options);
         program.by_rows = measured.plans;
         batching = measured.batching;
@@ -117,6 +121,8 @@ struct Trial<'a> {
     begun: Instant,
     /// Of the sample's inputs, with one row.
     shapes: Vec<TVec<usize>>,
+    /// The rows of the samples that came with the model, all of the same shapes; none where there are none.
+    rows: Vec<Vec<Tensor>>,
 }
 
 #[derive(Default)]
@@ -196,6 +202,11 @@ impl Trial<'_> {
             _ => None,
         };
         measured.batching.sizes = chosen.iter().map(|way| way.rows as u32).collect();
+        if let (Plans::ByShape(plans), true) = (&self.program.plans, self.has_one_shape()) {
+            for way in &chosen {
+                plans.keep(&with_rows(self.shapes.clone(), way.rows), way.plan.clone());
+            }
+        }
         let special = chosen.into_iter().filter(|way| way.is_special);
         measured.plans = special.map(|way| (way.rows, way.plan)).collect();
         measured
@@ -225,6 +236,13 @@ impl Trial<'_> {
 
     /// A row alone. Settles how large the sample is.
     fn first(&mut self) -> Option<Ways> {
+        if let Some(row) = self.rows.first() {
+            self.shapes = row.iter().map(|input| input.shape().iter().copied().collect()).collect();
+            if let Some(ways) = self.ways(1) {
+                return Some(ways);
+            }
+            self.rows.clear();
+        }
         let mut sizes = SAMPLE_SIZES;
         sizes.reverse();
         for free in sizes {
@@ -259,11 +277,8 @@ impl Trial<'_> {
 
     /// A plan for this number of rows, where it is small and soon made.
     fn special(&self, rows: usize) -> Option<Arc<Plan>> {
-        let is_free = |dim: &Dim| !matches!(dim, Dim::Fixed(_));
-        let mut rest =
-            self.declared.inputs.iter().flat_map(|slot| slot.dims.iter().flatten().skip(1));
         let bytes = self.program.parameters.saturating_mul(4 * SIZES.len() as u64);
-        if rest.any(is_free) || bytes > SPECIAL_BYTES_MAX || self.begun.elapsed() > BUDGET / 2 {
+        if !self.has_one_shape() || bytes > SPECIAL_BYTES_MAX || self.begun.elapsed() > BUDGET / 2 {
             return None;
         }
         let begun = Instant::now();
@@ -271,6 +286,12 @@ impl Trial<'_> {
         let plan =
             contained(|| Plan::for_shapes(self.model, self.declared, &shapes).ok()).ok()??;
         (begun.elapsed() < SPECIAL_BUILD_MAX).then(|| Arc::new(plan))
+    }
+
+    /// No axis but the first is free.
+    fn has_one_shape(&self) -> bool {
+        let dims = self.declared.inputs.iter().flat_map(|slot| slot.dims.iter().flatten().skip(1));
+        dims.into_iter().all(|dim| matches!(dim, Dim::Fixed(_)))
     }
 
     /// The medians of both plans, which take turns; `None` for one that fails or takes all of the time.
@@ -352,8 +373,13 @@ impl Trial<'_> {
         Some(true)
     }
 
-    /// Rows of made-up values: integers of 0 and 1, floats from 0 to 1, the same ones each time.
+    /// Rows of the samples that came with the model, or of made-up values: integers of 0 and 1, floats from 0 to 1. The
+    /// same ones each time.
     fn inputs(&self, rows: usize, sample: u64) -> Option<Vec<Tensor>> {
+        if !self.rows.is_empty() {
+            let turned = self.rows.iter().cycle().skip(sample as usize % self.rows.len());
+            return batch::join(turned.take(rows).map(Vec::as_slice));
+        }
         let mut random = Random(rows as u64 ^ (sample << 32));
         let slots = self.declared.inputs.iter().zip(&self.shapes);
         let tensor = |(slot, shape): (&super::audit::Slot, &TVec<usize>)| {
@@ -365,6 +391,26 @@ impl Trial<'_> {
         };
         slots.map(tensor).collect()
     }
+}
+
+/// The single rows of samples, as far as they fit the model and have the shapes of the first.
+fn rows_of(program: &TractProgram, samples: &[Vec<NamedTensor>]) -> Vec<Vec<Tensor>> {
+    let mut rows: Vec<Vec<Tensor>> = Vec::new();
+    for sample in samples {
+        let Ok(inputs) = program.contract.order(sample.clone()) else { continue };
+        let count = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(0);
+        for number in 0..count.min(SAMPLE_ROWS_MAX) {
+            let row: Option<Vec<Tensor>> =
+                inputs.iter().map(|input| batch::row(input, number)).collect();
+            let Some(row) = row else { continue };
+            let shapes =
+                |row: &[Tensor]| row.iter().map(|t| t.shape().to_vec()).collect::<Vec<_>>();
+            if rows.first().is_none_or(|first| shapes(first) == shapes(&row)) {
+                rows.push(row);
+            }
+        }
+    }
+    rows
 }
 
 /// Splitmix64: even enough for a sample, and the same everywhere.

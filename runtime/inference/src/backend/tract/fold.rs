@@ -4,6 +4,8 @@
 //! 160 bytes can ask for terabytes. So every operator is wrapped in one that infers the shapes first, refuses
 //! values that are too large, and has nothing evaluated whose result tract would throw away for its size.
 
+use std::collections::HashSet;
+
 use tract_onnx::{
     prelude::{InferenceFact, InferenceModel, TDim, TVec, TractResult},
     tract_core::{
@@ -24,19 +26,23 @@ const SIZES_MAX: usize = 64;
 /// What an operator infers: inputs, outputs, and others it observes.
 type Inferred = (TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>);
 
-/// Wraps every operator of the graph.
-pub(super) fn watch(model: &mut InferenceModel) {
+/// Wraps every operator of the graph; `extremes` are the nodes that take the largest or smallest of values.
+pub(super) fn watch(model: &mut InferenceModel, extremes: &HashSet<String>) {
     for node in model.nodes_mut() {
         // Sources and constants have nothing to evaluate.
         if !node.inputs.is_empty() {
-            node.op = Box::new(Watched(node.op.clone()));
+            let extreme = extremes.contains(&node.name);
+            node.op = Box::new(Watched { op: node.op.clone(), extreme });
         }
     }
 }
 
 /// Passes for the operator inside, which is what `as_op` gives.
 #[derive(Debug, Clone)]
-struct Watched(Box<dyn InferenceOp>);
+struct Watched {
+    op: Box<dyn InferenceOp>,
+    extreme: bool,
+}
 
 impl PartialEq for Watched {
     fn eq(&self, _: &Self) -> bool {
@@ -53,9 +59,13 @@ impl InferenceOp for Watched {
         outputs: TVec<&InferenceFact>,
         observed: TVec<&InferenceFact>,
     ) -> TractResult<Inferred> {
-        let inferred = self.0.infer_facts(inputs, outputs, observed)?;
+        let inferred = self.op.infer_facts(inputs, outputs, observed)?;
         let (inputs, outputs, observed) = &inferred;
-        check_operands(&self.0.name(), inputs)?;
+        check_operands(&self.op.name(), inputs)?;
+        if let (true, [input, ..], [output, ..]) = (self.extreme, &inputs[..], &outputs[..]) {
+            let nothing = bytes(input) == Some(0) && bytes(output).is_some_and(|bytes| bytes > 0);
+            ensure!(!nothing, "it takes the largest or smallest of no values");
+        }
         let mut size = Some(0u64);
         for output in outputs {
             let bytes = bytes(output);
@@ -69,7 +79,7 @@ impl InferenceOp for Watched {
             false => Ok(inferred),
             true => {
                 let (inputs, outputs) = (inputs.iter().collect(), outputs.iter().collect());
-                self.0.infer(inputs, outputs, observed.iter().collect())
+                self.op.infer(inputs, outputs, observed.iter().collect())
             }
         }
     }
@@ -80,7 +90,7 @@ impl InferenceOp for Watched {
         outputs: TVec<&InferenceFact>,
         observed: TVec<&InferenceFact>,
     ) -> TractResult<Inferred> {
-        self.0.infer_facts(inputs, outputs, observed)
+        self.op.infer_facts(inputs, outputs, observed)
     }
 
     fn observe_outlets(
@@ -88,7 +98,7 @@ impl InferenceOp for Watched {
         model: &InferenceModel,
         node: &InferenceNode,
     ) -> TractResult<Vec<OutletId>> {
-        self.0.observe_outlets(model, node)
+        self.op.observe_outlets(model, node)
     }
 
     fn incorporate(
@@ -96,19 +106,19 @@ impl InferenceOp for Watched {
         model: &InferenceModel,
         node: &InferenceNode,
     ) -> TractResult<Option<tract_onnx::tract_hir::infer::InferenceModelPatch>> {
-        self.0.incorporate(model, node)
+        self.op.incorporate(model, node)
     }
 
     fn nboutputs(&self) -> TractResult<usize> {
-        self.0.nboutputs()
+        self.op.nboutputs()
     }
 
     fn as_op(&self) -> &dyn Op {
-        self.0.as_op()
+        self.op.as_op()
     }
 
     fn as_op_mut(&mut self) -> &mut dyn Op {
-        self.0.as_op_mut()
+        self.op.as_op_mut()
     }
 
     fn to_typed(
@@ -118,51 +128,51 @@ impl InferenceOp for Watched {
         target: &mut TypedModel,
         mapping: &HashMap<OutletId, OutletId>,
     ) -> TractResult<TVec<OutletId>> {
-        self.0.to_typed(source, node, target, mapping)
+        self.op.to_typed(source, node, target, mapping)
     }
 }
 
 impl Op for Watched {
     fn name(&self) -> StaticName {
-        self.0.name()
+        self.op.name()
     }
 
     fn validation(&self) -> Validation {
-        self.0.validation()
+        self.op.validation()
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        self.0.info()
+        self.op.info()
     }
 
     fn mints_runtime_symbols(&self) -> bool {
-        self.0.mints_runtime_symbols()
+        self.op.mints_runtime_symbols()
     }
 
     fn as_typed(&self) -> Option<&dyn TypedOp> {
-        self.0.as_typed()
+        self.op.as_typed()
     }
 }
 
 impl EvalOp for Watched {
     fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        self.0.eval(context, inputs)
+        self.op.eval(context, inputs)
     }
 
     fn forwards_input(&self) -> Option<usize> {
-        self.0.forwards_input()
+        self.op.forwards_input()
     }
 
     fn eval_out_of_plan(&self, inputs: TVec<TValue>) -> TractResult<Option<TVec<TValue>>> {
-        self.0.eval_out_of_plan(inputs)
+        self.op.eval_out_of_plan(inputs)
     }
 
     fn state(&self, context: &EvalContext) -> TractResult<Option<Box<dyn OpState>>> {
-        self.0.state(context)
+        self.op.state(context)
     }
 
     fn drop_session(&self, session: SessionId, node: usize) {
-        self.0.drop_session(session, node);
+        self.op.drop_session(session, node);
     }
 }
 

@@ -8,11 +8,15 @@
 use tract_onnx::tract_core::{
     internal::{SymbolValues, TValue, TypedOp},
     ops::matmul::optimized::{MapOutputAxisToInput, MatMulOperand, OptMatMul, ProtoFusedSpec},
+    ops::nn::{Reduce, Reducer},
     tract_linalg::mmm::{MMMInputValue, PackedMatrixStorage},
 };
 
 /// Whether the inputs of this operator are as large as it will read.
 pub(super) fn fits(op: &dyn TypedOp, inputs: &[TValue], symbols: &SymbolValues) -> bool {
+    if let (Some(axes), Some(input)) = (extreme_along(op), inputs.first()) {
+        return axes.iter().all(|axis| input.shape().get(*axis) != Some(&0));
+    }
     match op.downcast_ref::<OptMatMul>() {
         Some(product) => product_fits(product, inputs, symbols).unwrap_or(false),
         None => true,
@@ -87,4 +91,15 @@ fn vector_fits(
         rest /= held.max(1);
     }
     Some(rest >= count)
+}
+
+/// The axes along which this operator takes the largest or smallest value. Of no values at all tract takes the
+/// limit of the type, where ONNX has an infinity or nothing.
+fn extreme_along(op: &dyn TypedOp) -> Option<&[usize]> {
+    let reduce = op.downcast_ref::<Reduce>()?;
+    let extreme = matches!(
+        reduce.reducer,
+        Reducer::Max | Reducer::Min | Reducer::ArgMax(_) | Reducer::ArgMin(_)
+    );
+    extreme.then_some(&reduce.axes[..])
 }

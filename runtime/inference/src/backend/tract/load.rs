@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sandpiper_domain::{ModelOptions, ModelSignature, TensorSpec};
+use sandpiper_domain::{ModelOptions, ModelSignature, NamedTensor, TensorSpec};
 use tract_onnx::prelude::{Framework, InferenceModel, TVec, TractError};
 
 use super::{
     Plans, TractProgram,
-    audit::{Declared, Dim, Slot, audit},
+    audit::{self, Declared, Dim, Slot},
     batch,
     convert::data_type,
     explain::unloadable,
@@ -24,7 +24,7 @@ use crate::{
     LoadError,
     alloc::WORK_BYTES_MAX,
     backend::Program,
-    contain::{Panicked, contained, contained_within},
+    contain::{Panicked, contained, measured_within},
     contract::{Contract, Tie, shown},
 };
 
@@ -38,10 +38,18 @@ const WEIGHTS_HELD: usize = 8;
 const RANK_UNKNOWN: [i64; 1] = [-1];
 
 /// Parses, checks and optimises. Run it on a thread with a deep stack: tract recurses.
-/// Measures what batches bring, too.
-pub(crate) fn load(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadError> {
-    contained_within(room(bytes.len()), || parse(bytes, options))
-        .unwrap_or(Err(LoadError::Panicked))
+/// Measures what batches bring, too, and what the program holds in memory.
+pub(crate) fn load(
+    bytes: &[u8],
+    options: &ModelOptions,
+    samples: &[Vec<NamedTensor>],
+) -> Result<Arc<dyn Program>, LoadError> {
+    let loaded = measured_within(room(bytes.len()), || parse(bytes, options, samples));
+    let (program, held) = loaded.map_err(|_| LoadError::Panicked)?;
+    let program = program?;
+    // Plans that were kept on the way have been counted already.
+    program.footprint().add(held.saturating_sub(program.footprint().bytes()));
+    Ok(program)
 }
 
 /// The memory that making a plan may take: the weights are held several times on the way.
@@ -49,7 +57,11 @@ fn room(file: usize) -> usize {
     WORK_BYTES_MAX.saturating_add(file.saturating_mul(WEIGHTS_HELD))
 }
 
-fn parse(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadError> {
+fn parse(
+    bytes: &[u8],
+    options: &ModelOptions,
+    samples: &[Vec<NamedTensor>],
+) -> Result<Arc<dyn Program>, LoadError> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     let broken = || match begins_like_onnx(bytes) {
         true => LoadError::Truncated,
@@ -59,16 +71,17 @@ fn parse(bytes: &[u8], options: &ModelOptions) -> Result<Arc<dyn Program>, LoadE
     if proto.graph.is_none() {
         return Err(broken());
     }
-    let declared = audit(&mut proto, &|operator| onnx.op_register.0.contains_key(operator))?;
+    let declared = audit::audit(&mut proto, &|operator| onnx.op_register.0.contains_key(operator))?;
     let mut model = onnx.model_for_proto_model(&proto).map_err(|error| unloadable(&error))?;
+    let extremes = audit::extremes(&proto);
     drop(proto);
-    fold::watch(&mut model);
+    fold::watch(&mut model, &extremes);
     if model.input_outlets().map_or(0, <[_]>::len) != declared.inputs.len() {
         let text = "it uses a value that nothing defines".to_owned();
         return Err(LoadError::Malformed(text));
     }
     let mut program = program(model.clone(), declared.clone(), room(bytes.len()))?;
-    batch::fit(&mut program, &model, &declared, options);
+    batch::fit(&mut program, &model, &declared, options, samples);
     Ok(Arc::new(program))
 }
 
@@ -116,6 +129,12 @@ fn program(
 }
 
 fn symbolic_plan(model: &InferenceModel, declared: &Declared) -> Result<Plan, LoadError> {
+    let fixed = |slot: &Slot| slot.dims.iter().flatten().all(|dim| matches!(dim, Dim::Fixed(_)));
+    if declared.needs_sizes
+        && !declared.inputs.iter().all(|slot| slot.dims.is_some() && fixed(slot))
+    {
+        return Err(LoadError::Unloadable("it needs the sizes of its inputs".to_owned()));
+    }
     let attempt = contained(|| {
         let mut model = model.clone();
         for (index, slot) in declared.inputs.iter().enumerate() {

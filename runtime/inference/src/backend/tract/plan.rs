@@ -22,7 +22,7 @@ use tract_onnx::{
 };
 
 use super::{audit::Declared, convert::is_symbolic, demand, fact::fixed, guard, rows};
-use crate::contain::contained;
+use crate::{contain::contained, footprint::Charge};
 
 /// No value inside a graph may be larger than this: a small input can ask for a huge one.
 pub(super) const TENSOR_BYTES_MAX: u64 = 1 << 30;
@@ -43,6 +43,8 @@ pub(super) struct Plan {
     carries_rows: bool,
     /// Nodes that run row by row, so that rows in a batch give the bits that they give alone.
     row_by_row: HashSet<usize>,
+    /// What it adds to the model's memory, where it was made for some shapes alone.
+    pub(super) charge: Option<Charge>,
 }
 
 /// Why a run gave no outputs. tract's own texts hold values of tensors and go no further.
@@ -79,7 +81,7 @@ impl Plan {
         let carries_rows = carries_rows.unwrap_or(false);
         let row_by_row = if carries_rows { rows::sensitive(&model) } else { HashSet::new() };
         let runnable = model.into_runnable()?;
-        Ok(Plan { runnable, sizes, late, inputs, carries_rows, row_by_row })
+        Ok(Plan { runnable, sizes, late, inputs, carries_rows, row_by_row, charge: None })
     }
 
     /// The plan for inputs of these shapes and no other.

@@ -67,8 +67,8 @@ pub(super) fn keeps_rows(model: &TypedModel) -> TractResult<Result<(), &'static 
     Ok(Ok(()))
 }
 
-/// Whether every operator on the way from the inputs to the outputs carries axis 0 along and none mixes what lies on it.
-/// The owner of a model must not be able to see rows of other tenants by way of a batch, and a sample of rows does not
+/// Whether every operator on the way from the inputs to the outputs carries axis 0 along and none mixes what lies on
+/// it. The owner of a model must not be able to see rows of other tenants by way of a batch, and a sample of rows does not
 /// show what a graph does with others. An operator that is not known to keep rows apart is taken to mix them.
 pub(super) fn carries_rows(model: &TypedModel) -> TractResult<bool> {
     let mut carried: HashMap<OutletId, usize> = HashMap::new();
@@ -132,8 +132,8 @@ fn carry(model: &TypedModel, id: usize, axes: &[Option<usize>]) -> TractResult<O
 /// The largest batch that is taken apart.
 const ROWS_MAX: usize = 32;
 
-/// The nodes of an optimised graph whose results depend on where in memory a row lies. tract adds up the elements before
-/// the first aligned address by themselves, so that the rounding of a sum follows the address.
+/// The nodes of an optimised graph whose results depend on where in memory a row lies. tract adds up the elements
+/// before the first aligned address by themselves, so that the rounding of a sum follows the address.
 pub(super) fn sensitive(model: &TypedModel) -> HashSet<usize> {
     let along = |node: &&TypedNode| {
         let softmax = node.op_as::<Softmax>().map(|softmax| &softmax.axes);

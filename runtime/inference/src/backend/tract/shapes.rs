@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tract_onnx::prelude::{InferenceModel, TVec, TractResult};
 
 use super::{audit::Declared, plan::Plan};
-use crate::contain::contained_within;
+use crate::{contain::measured_within, footprint::Footprint};
 
 /// Plans kept for one model; the one that was used longest ago makes room.
 const PLANS_MAX: usize = 16;
@@ -19,13 +19,20 @@ pub(super) struct PlansByShape {
     declared: Declared,
     /// The memory that making a plan may take.
     room: usize,
+    footprint: Arc<Footprint>,
     /// The last one is the one used last.
     plans: Mutex<Vec<(Shapes, Slot)>>,
 }
 
 impl PlansByShape {
     pub(super) fn new(model: InferenceModel, declared: Declared, room: usize) -> Self {
-        PlansByShape { model, declared, room, plans: Mutex::default() }
+        let (footprint, plans) = (Arc::default(), Mutex::default());
+        PlansByShape { model, declared, room, footprint, plans }
+    }
+
+    /// The memory of the model, to which the plans made here add.
+    pub(super) fn footprint(&self) -> Arc<Footprint> {
+        self.footprint.clone()
     }
 
     /// The plan for these shapes, made on this thread if it is the first to ask. `None`: tract cannot make one.
@@ -33,10 +40,18 @@ impl PlansByShape {
         let slot = self.slot(shapes);
         // A thread that asks for a plan in the making waits for it here, with no lock held.
         slot.get_or_init(|| {
-            let plan = contained_within(self.room, || self.build(shapes));
-            plan.ok().and_then(Result::ok).map(Arc::new)
+            let (plan, held) = measured_within(self.room, || self.build(shapes)).ok()?;
+            let mut plan = plan.ok()?;
+            plan.charge = Some(self.footprint.charge(held));
+            Some(Arc::new(plan))
         })
         .clone()
+    }
+
+    /// Keeps a plan that was made for these shapes.
+    pub(super) fn keep(&self, shapes: &[TVec<usize>], plan: Arc<Plan>) {
+        // Where another thread has made one already, that one stays.
+        let _ = self.slot(shapes).set(Some(plan));
     }
 
     /// Makes a plan without keeping it.

@@ -1,0 +1,247 @@
+//! The budget, pins, growth, samples, cached answers, and everything at once.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use sandpiper_domain::{Model, ModelKey, ModelOptions, NamedTensor};
+use tract_onnx::pb::{GraphProto, tensor_proto::DataType as Onnx};
+
+use crate::{
+    Config, InferencePlane, LoadError, LoadedModel, ModelSpec,
+    testing::{
+        D, adder, bytes, f32s, gather, i64s, key, node, request, request_of, slow, value, weight,
+    },
+};
+
+/// `y = x x w`, with w the square matrix of `side` whose elements are all `element`.
+fn product(side: usize, element: f32) -> Bytes {
+    bytes(GraphProto {
+        node: vec![node("MatMul", &["x", "w"], &["y"])],
+        initializer: vec![weight("w", &[side as i64; 2], &vec![element; side * side])],
+        input: vec![value("x", Onnx::Float, &[D::N("N"), D::F(side as i64)])],
+        output: vec![value("y", Onnx::Float, &[D::N("N"), D::F(side as i64)])],
+        ..Default::default()
+    })
+}
+
+fn start(models_bytes_max: u64) -> Arc<InferencePlane> {
+    InferencePlane::start(Config { threads: 2, models_bytes_max, ..Config::default() }).unwrap()
+}
+
+fn spec(bytes: Bytes, options: ModelOptions) -> ModelSpec {
+    ModelSpec { options, ..bytes.into() }
+}
+
+fn pinned() -> ModelOptions {
+    ModelOptions { pinned: true, ..ModelOptions::default() }
+}
+
+async fn bring(
+    plane: &InferencePlane,
+    key: &ModelKey,
+    spec: ModelSpec,
+) -> Result<Arc<LoadedModel>, LoadError> {
+    plane.load(key, move || Ok(spec)).await
+}
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test]
+async fn a_model_counts_with_the_memory_it_takes() {
+    let plane = start(u64::MAX);
+    // Weights of 1 MiB and of 4 MiB, which are held once, give or take the packing.
+    for (side, mib) in [(512, 1), (1024, 4)] {
+        let model = plane.inspect(product(side, 0.5)).await.unwrap();
+        let held = model.memory_bytes();
+        assert!(held >= mib * MIB && held < mib * MIB + mib * MIB / 2, "{held}");
+        assert_eq!(model.profile().memory_bytes, held);
+        assert_eq!(plane.models_bytes(), held);
+        drop(model);
+        assert_eq!(plane.models_bytes(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_model_over_the_budget_is_refused_and_nothing_makes_room_for_it() {
+    let plane = start(2 * MIB);
+    plane.load(&key(1), || Ok(adder().into())).await.unwrap();
+    let error = plane.inspect(product(1024, 0.5)).await.unwrap_err();
+    assert!(matches!(error, LoadError::OverBudget { budget, .. } if budget == 2 * MIB), "{error}");
+    let error = bring(&plane, &key(2), product(1024, 0.5).into()).await.unwrap_err();
+    assert!(matches!(error, LoadError::OverBudget { .. }), "{error}");
+    assert!(plane.loaded(&key(2)).is_none());
+    plane.load(&key(1), || Ok(adder().into())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pinned_model_stays_and_what_finds_no_room_beside_it_is_refused() {
+    let plane = start(5 * MIB);
+    bring(&plane, &key(1), spec(product(880, 0.5), pinned())).await.unwrap();
+    for version in 2..6 {
+        bring(&plane, &key(version), product(512, 0.5).into()).await.unwrap();
+        assert!(plane.loaded(&key(1)).is_some());
+        assert_eq!(plane.model_count(), 2);
+    }
+    let error = bring(&plane, &key(9), product(880, 0.5).into()).await.unwrap_err();
+    assert!(matches!(error, LoadError::NoRoom { .. }), "{error}");
+    let upload = plane.inspect(spec(product(880, 0.5), pinned())).await.unwrap();
+    let has_room = |name: &str| plane.has_room(&upload, &key(1).tenant, &name.parse().unwrap());
+    assert!(matches!(has_room("other"), Err(LoadError::NoRoom { .. })));
+    // It may take the place of its own earlier version.
+    assert_eq!(has_room(key(1).model.as_str()), Ok(()));
+    drop(upload);
+    // Without its pin it makes room as any other.
+    plane.unpin(|_| false);
+    bring(&plane, &key(9), product(880, 0.5).into()).await.unwrap();
+    assert!(plane.loaded(&key(1)).is_none() && plane.loaded(&key(9)).is_some());
+}
+
+#[tokio::test]
+async fn a_model_that_runs_is_counted_until_its_run_ends() {
+    let plane = start(u64::MAX);
+    let model = bring(&plane, &key(1), slow(1000).into()).await.unwrap();
+    let held = model.memory_bytes();
+    let square = vec![f32s("x", &[512, 512], &vec![0.001; 512 * 512])];
+    let call = tokio::spawn(model.infer(request(square)));
+    while plane.queue_depth() == 0 && model.stats().pending.load(Ordering::Relaxed) == 0 {
+        if model.is_in_use() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(model);
+    plane.unload(&key(1));
+    assert_eq!((plane.model_count(), plane.models_bytes()), (0, held));
+    call.abort();
+    let patience = Instant::now() + Duration::from_secs(60);
+    while plane.models_bytes() > 0 {
+        assert!(Instant::now() < patience);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn samples_are_run_and_must_fit() {
+    let plane = start(u64::MAX);
+    let with = |samples| ModelSpec { samples, ..adder().into() };
+    let good = vec![f32s("x", &[2, 3], &[0.; 6])];
+    plane.inspect(with(vec![good.clone(), good.clone()])).await.unwrap();
+    let error = plane.inspect(with(vec![good.clone(), vec![f32s("z", &[1], &[0.])]])).await;
+    let LoadError::Sample { number: 1, why } = error.unwrap_err() else { panic!() };
+    assert!(why.contains("has no input `z`"), "{why}");
+    let samples = vec![vec![i64s("ids", &[7])]];
+    let error = plane.inspect(ModelSpec { samples, ..gather().into() }).await.unwrap_err();
+    assert!(matches!(error, LoadError::Sample { number: 0, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_probe_for_batches_runs_on_samples() {
+    let plane = start(u64::MAX);
+    let sample = vec![f32s("x", &[2, 3], &[1., 2., 3., 4., 5., 6.])];
+    let with = ModelSpec { samples: vec![sample], ..adder().into() };
+    let model = plane.inspect(with).await.unwrap();
+    let sizes = &model.profile().batching.curve;
+    assert!(sizes.iter().any(|cost| cost.size == 1), "{:?}", model.profile().batching);
+    let output = model.infer(request(vec![f32s("x", &[1, 3], &[1., 2., 3.])])).await.unwrap();
+    assert_eq!(output.outputs, [f32s("y", &[1, 3], &[11., 22., 33.])]);
+}
+
+#[tokio::test]
+async fn answers_are_kept_for_the_tenant_that_asked() {
+    let plane = start(u64::MAX);
+    let cached = ModelOptions { cache: true, ..ModelOptions::default() };
+    let model = bring(&plane, &key(1), spec(gather(), cached)).await.unwrap();
+    let stats = model.stats().clone();
+    let counts = || (stats.cache_hit.get().0, stats.cache_miss.get().0, stats.success.get().0);
+    let runs = || stats.execution_count.load(Ordering::Relaxed);
+    let ask =
+        async |tenant: &str, id| model.infer(request_of(tenant, vec![i64s("ids", &[id])])).await;
+    let is = |output: &sandpiper_domain::InferenceOutput, value| {
+        assert_eq!(output.outputs, [f32s("y", &[1], &[value])]);
+    };
+    let first = ask("acme", 1).await.unwrap();
+    assert_eq!((counts(), first.batch_size), ((0, 1, 1), 1));
+    let again = ask("acme", 1).await.unwrap();
+    is(&again, 1.5);
+    assert_eq!((counts(), again.batch_size, runs()), ((1, 1, 2), 0, 1));
+    // Neither another tenant nor another question meets the answer.
+    is(&ask("beta", 1).await.unwrap(), 1.5);
+    is(&ask("acme", 2).await.unwrap(), 2.5);
+    assert_eq!((counts(), runs()), ((1, 3, 4), 3));
+    // A failure is no answer.
+    for _ in 0..2 {
+        ask("acme", 99).await.unwrap_err();
+    }
+    assert_eq!((counts(), runs()), ((1, 3, 4), 5));
+    assert!(plane.responses_bytes() > 0);
+    plane.retain_responses(|_| false);
+    assert_eq!(plane.responses_bytes(), 0);
+    ask("acme", 1).await.unwrap();
+    assert_eq!(counts().1, 4);
+}
+
+#[tokio::test]
+async fn a_model_is_not_cached_unless_it_asks() {
+    let plane = start(u64::MAX);
+    let model = bring(&plane, &key(1), gather().into()).await.unwrap();
+    for _ in 0..3 {
+        model.infer(request(vec![i64s("ids", &[1])])).await.unwrap();
+    }
+    assert_eq!((model.stats().cache_hit.get().0, model.stats().cache_miss.get().0), (0, 0));
+    assert_eq!(plane.responses_bytes(), 0);
+}
+
+/// Many threads load, unload, evict and run a few models in a budget that holds some of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn loads_unloads_evictions_and_runs_do_not_get_in_each_others_way() {
+    const MODELS: u32 = 8;
+    const TASKS: usize = 12;
+    const ROUNDS: usize = 40;
+    let one = start(u64::MAX).inspect(product(256, 1.)).await.unwrap().memory_bytes();
+    let budget = 3 * one + one / 2;
+    let plane = start(budget);
+    let files: Arc<Vec<Bytes>> =
+        Arc::new((0..MODELS).map(|number| product(256, number as f32)).collect());
+    let done = Arc::new(AtomicUsize::new(0));
+    let task = |seed: usize| {
+        let (plane, files, done) = (plane.clone(), files.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut state = seed as u64 * 2_654_435_761 + 1;
+            for _ in 0..ROUNDS {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let number = (state >> 33) as u32 % MODELS;
+                if (state >> 20) % 10 == 0 {
+                    plane.unload(&key(number + 1));
+                    continue;
+                }
+                let file = files[number as usize].clone();
+                let model = match plane.load(&key(number + 1), || Ok(file.into())).await {
+                    Ok(model) => model,
+                    Err(LoadError::Saturated) => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                let row: Vec<NamedTensor> = vec![f32s("x", &[1, 256], &[1.; 256])];
+                let output = model.infer(request(row)).await.unwrap();
+                let wanted = f32s("y", &[1, 256], &[256. * number as f32; 256]);
+                assert_eq!(output.outputs, [wanted]);
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    for task in (0..TASKS).map(task).collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    assert!(done.load(Ordering::Relaxed) > TASKS * ROUNDS / 2);
+    let patience = Instant::now() + Duration::from_secs(60);
+    while plane.models_bytes() > budget {
+        assert!(Instant::now() < patience, "{} of {budget}", plane.models_bytes());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(plane.model_count() >= 1);
+}

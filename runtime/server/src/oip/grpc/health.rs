@@ -1,0 +1,53 @@
+//! gRPC's own health service. It is open: those who ask have no key.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::{FutureExt, Stream, StreamExt, stream};
+use tonic::Status;
+
+use super::message::health::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+};
+use crate::{app::App, oip::OipError};
+
+/// The services that there are; the empty name is the node.
+const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "grpc.health.v1.Health"];
+
+pub(super) type Changes = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status as i32 }
+}
+
+fn now(app: &App) -> HealthCheckResponse {
+    response(if app.is_draining() { ServingStatus::NotServing } else { ServingStatus::Serving })
+}
+
+pub(super) fn check(
+    app: &App,
+    request: &HealthCheckRequest,
+) -> Result<HealthCheckResponse, OipError> {
+    match SERVICES.contains(&request.service.as_str()) {
+        true => Ok(now(app)),
+        false => Err(OipError::NotFound("there is no such service".to_owned())),
+    }
+}
+
+/// The state now, and once more when the node drains; then the stream ends, so that the connection can.
+pub(super) fn watch(app: &Arc<App>, request: &HealthCheckRequest) -> Changes {
+    if !SERVICES.contains(&request.service.as_str()) {
+        // The service may come, says the protocol; here it never does.
+        let unknown = stream::once(std::future::ready(Ok(response(ServingStatus::ServiceUnknown))));
+        return Box::pin(unknown.chain(end(app).filter_map(|_| std::future::ready(None))));
+    }
+    let first = stream::once(std::future::ready(Ok(now(app))));
+    match app.is_draining() {
+        true => Box::pin(first),
+        false => Box::pin(first.chain(end(app))),
+    }
+}
+
+fn end(app: &Arc<App>) -> impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + use<> {
+    let drained = app.drain_begins();
+    drained.map(|()| Ok(response(ServingStatus::NotServing))).into_stream()
+}
