@@ -2,7 +2,7 @@
 
 use sandpiper_tests::{
     Answer, Server, Tenant, model, multipart,
-    onnx::{Dim, FLOAT, INT64, Onnx, product},
+    onnx::{Dim, FLOAT, INT64, Onnx, product, row_product},
     until,
 };
 use serde_json::{Value, json};
@@ -196,7 +196,7 @@ fn models_make_room_for_each_other_within_the_budget() {
     let mut server = Server::with_settings("models_mib = 5");
     let tenant = server.tenant("acme", "standard");
     // Of 2.25 MiB each: two find room.
-    let file = |number: u64| product(768, number as f32);
+    let file = |number: u64| row_product(768, number as f32);
     for number in 1..=4 {
         let version = tenant.put_model(&format!("m{number}"), &file(number)).expect(201).json();
         assert_eq!(version["state"], "ready");
@@ -207,7 +207,8 @@ fn models_make_room_for_each_other_within_the_budget() {
     assert!(server.metrics().sum("sandpiper_models_bytes", &[]) <= f64::from(5 << 20));
 
     // Too large alone.
-    let message = tenant.put_model("large", &product(1200, 1.)).refused(422, "model_over_budget");
+    let message =
+        tenant.put_model("large", &row_product(1200, 1.)).refused(422, "model_over_budget");
     assert!(message.message().contains("may take 5 MiB"), "{message:?}");
     // A pinned one stays, and two of them leave no room for a third.
     let pin = |name: &str, number| {

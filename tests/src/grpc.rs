@@ -19,7 +19,7 @@ pub struct GrpcStatus {
     /// The text, decoded.
     pub message: String,
     /// Headers and trailers together.
-    pub metadata: HeaderMap,
+    pub metadata: Box<HeaderMap>,
 }
 
 /// One connection, with one key or none.
@@ -107,7 +107,7 @@ impl GrpcClient {
     ) -> Result<A, GrpcStatus> {
         let mut call = self.open(path);
         call.send_bytes(body, true);
-        let answer = call.next();
+        let answer = call.message();
         let status = call.end();
         match status.code {
             0 => Ok(A::decode(answer.expect("an answer comes with success")).unwrap()),
@@ -169,7 +169,7 @@ impl GrpcCall<'_> {
     }
 
     /// The next message; `None` at the end.
-    pub fn next(&mut self) -> Option<Bytes> {
+    pub fn message(&mut self) -> Option<Bytes> {
         let (runtime, patience) = (self.runtime, PATIENCE);
         runtime.block_on(async { tokio::time::timeout(patience, self.receive()).await }).unwrap()
     }
@@ -207,11 +207,11 @@ impl GrpcCall<'_> {
 
     /// Reads to the end, and says how the call went.
     pub fn end(&mut self) -> GrpcStatus {
-        while self.next().is_some() {}
+        while self.message().is_some() {}
         let text = |name| self.metadata.get(name).map(|value| value.to_str().unwrap().to_owned());
         let code = text("grpc-status").expect("every call ends with a status").parse().unwrap();
         let message = percent_decoded(&text("grpc-message").unwrap_or_default());
-        GrpcStatus { code, message, metadata: self.metadata.clone() }
+        GrpcStatus { code, message, metadata: Box::new(self.metadata.clone()) }
     }
 }
 

@@ -117,11 +117,19 @@ fn varint(to: &mut Vec<u8>, mut value: u64) {
 
 /// `y = x x w`, with x of `[N, side]` and w a square of `side` whose elements are all `element`.
 pub fn product(side: u64, element: f32) -> Vec<u8> {
-    let dims = || [Dim::Named("N"), Dim::Fixed(side)];
+    product_of(Dim::Named("N"), Dim::Named("N"), side, element)
+}
+
+/// The same with x of one row, which has no plans for several that would take memory of their own.
+pub fn row_product(side: u64, element: f32) -> Vec<u8> {
+    product_of(Dim::Fixed(1), Dim::Fixed(1), side, element)
+}
+
+fn product_of(x: Dim, y: Dim, side: u64, element: f32) -> Vec<u8> {
     Onnx::default()
         .node("MatMul", &["x", "w"], &["y"])
         .floats("w", &[side, side], &vec![element; (side * side) as usize])
-        .input("x", FLOAT, &dims())
-        .output("y", FLOAT, &dims())
+        .input("x", FLOAT, &[x, Dim::Fixed(side)])
+        .output("y", FLOAT, &[y, Dim::Fixed(side)])
         .build()
 }

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use sandpiper_domain::{DataType, ModelOptions};
+use sandpiper_domain::DataType;
 use serde::{Deserialize, Serialize};
 
 use crate::{LoadError, ModelSpec};
@@ -88,7 +88,6 @@ impl Limits {
 struct Order {
     parent: u32,
     limits: Limits,
-    options: ModelOptions,
     model_bytes: usize,
     samples: Vec<Vec<SampleTensor>>,
 }
@@ -159,7 +158,6 @@ fn give(mut stdin: ChildStdin, limits: Limits, spec: &ModelSpec) {
     let order = Order {
         parent: std::process::id(),
         limits,
-        options: spec.options.clone(),
         model_bytes: spec.bytes.len(),
         samples: spec.samples.iter().map(|sample| sample.iter().map(tensor).collect()).collect(),
     };

@@ -68,7 +68,7 @@ impl CatalogModels {
     /// Brings a version into memory anew if it is in quarantine, which ends that, and otherwise if it is not there.
     pub(crate) async fn load_afresh(&self, found: &ResolvedModel) -> Result<(), InferenceError> {
         let key = &found.key;
-        if self.inference.loaded(key).is_some_and(|model| model.quarantine().is_some()) {
+        if self.inference.peek(key).is_some_and(|model| model.quarantine().is_some()) {
             self.inference.unload(key);
         }
         self.load(found).await.map(drop)
@@ -98,7 +98,7 @@ impl CatalogModels {
     /// Why a call of this version would not be taken, if it would not: what its owner has done, and what it has done.
     pub(crate) fn check_ready(&self, key: &ModelKey) -> Result<(), InferenceError> {
         self.check_in_service(key)?;
-        match self.inference.loaded(key).and_then(|model| model.quarantine()) {
+        match self.inference.peek(key).and_then(|model| model.quarantine()) {
             Some(reason) => {
                 let text = format!("the model is not ready: it is in quarantine, since {reason}");
                 Err(InferenceError::Unavailable(text))

@@ -138,7 +138,7 @@ async fn ask(plane: &InferencePlane, number: u32, tally: &Arc<Tally>) -> anyhow:
 }
 
 fn file(number: u32) -> Bytes {
-    onnx::product(SIDE, number as f32).into()
+    onnx::row_product(SIDE, number as f32).into()
 }
 
 fn mib(bytes: u64) -> f64 {

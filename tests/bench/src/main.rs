@@ -6,9 +6,9 @@
 //! sandpiper-bench first URL [KEY [BODY]]                      µs that one request takes on a warm connection
 //! sandpiper-bench hold COUNT URL KEY BODY                     leaves COUNT requests half sent until stdin ends
 //! sandpiper-bench instantiate COMPONENT FOLDER                p50 and p99 of making and dropping a sandbox, in µs
-//! sandpiper-bench tract MODEL SHAPE                           p50 and p99 of the bare run of a model, in µs
 //! sandpiper-bench scheduler MODEL...                          calls per second with batches and without, and t(b)
 //! sandpiper-bench budget MODELS FIT SECONDS                   MODELS models of which FIT fit the budget, Zipf traffic
+//! sandpiper-bench tract MODEL SHAPE                           p50 and p99 of the bare run of a model, in µs
 //! ```
 
 mod budget;
@@ -41,8 +41,8 @@ fn main() -> anyhow::Result<()> {
         ["instantiate", component, folder] => {
             instantiate::measure(Path::new(component), Path::new(folder))
         }
-        ["tract", model, shape] => tract::measure(Path::new(model), shape),
         ["scheduler", first, rest @ ..] => scheduler::measure(&[&[*first], rest].concat()),
+        ["tract", model, shape] => tract::measure(Path::new(model), shape),
         _ => anyhow::bail!("see the head of tests/bench/src/main.rs"),
     }
 }

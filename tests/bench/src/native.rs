@@ -142,8 +142,6 @@ impl Runner {
             share: Share { weight: 1, band: Band::Normal },
             batch_with_others: true,
             tenant: self.tenant.clone(),
-            share: Share { weight: 16, band: Band::Normal },
-            batch_with_others: true,
             deadline: Some(Instant::now() + WALL),
             inputs: vec![NamedTensor { name: name.to_owned(), tensor }],
         };

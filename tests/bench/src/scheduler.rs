@@ -1,5 +1,5 @@
-//! What batches bring at the scheduler's port: the same model on the same plane with batching on and off, in turns, with
-//! a fixed number of calls in flight.
+//! What batches bring at the scheduler's port: the same model on the same plane with batching on and off, in turns,
+//! with a fixed number of calls in flight.
 
 use std::{
     path::Path,

@@ -267,7 +267,7 @@ fn what_is_no_message_is_refused_and_the_connection_goes_on() {
         call.send_bytes(Bytes::copy_from_slice(&[byte]), false);
     }
     call.finish();
-    let answer = call.next().expect("an answer");
+    let answer = call.message().expect("an answer");
     assert_eq!(super::floats(&ModelInferResponse::decode(answer).unwrap()), [1.0, 4.0, 7.0]);
     server.still_runs();
 }

@@ -18,7 +18,7 @@ use super::{
 };
 
 fn next(call: &mut GrpcCall<'_>) -> ModelStreamInferResponse {
-    ModelStreamInferResponse::decode(call.next().expect("an answer")).unwrap()
+    ModelStreamInferResponse::decode(call.message().expect("an answer")).unwrap()
 }
 
 fn numbered(number: usize) -> ModelInferRequest {
@@ -61,7 +61,7 @@ fn a_stream_answers_in_order_and_survives_bad_requests() {
             }
         }
     }
-    assert_eq!(call.next(), None);
+    assert_eq!(call.message(), None);
     assert_eq!(call.end().code, 0);
 }
 
@@ -150,7 +150,7 @@ fn open_streams_do_not_hold_up_the_end_of_the_server() {
     watch.send(&HealthCheckRequest::default());
     watch.finish();
     let status = |call: &mut GrpcCall<'_>| {
-        HealthCheckResponse::decode(call.next().expect("a state")).unwrap().status
+        HealthCheckResponse::decode(call.message().expect("a state")).unwrap().status
     };
     assert_eq!(status(&mut watch), 1);
     let ended = server.stop();

@@ -82,8 +82,8 @@ impl Catalog {
         })
     }
 
-    /// Says who else may load a model, and whether their calls may run in one batch with those of other tenants. Whether
-    /// those tenants exist is not checked: it would tell who does.
+    /// Says who else may load a model, and whether their calls may run in one batch with those of other tenants.
+    /// Whether those tenants exist is not checked: it would tell who does.
     pub fn set_model_grants(
         &self,
         tenant: &TenantName,

@@ -19,13 +19,14 @@ use crate::{
     },
 };
 
-/// `y = x x w`, with w the square matrix of `side` whose elements are all `element`.
+/// `y = x x w`, with x one row and w the square matrix of `side` whose elements are all `element`. A model of one row
+/// has no plans for several, which would take memory of their own.
 fn product(side: usize, element: f32) -> Bytes {
     bytes(GraphProto {
         node: vec![node("MatMul", &["x", "w"], &["y"])],
         initializer: vec![weight("w", &[side as i64; 2], &vec![element; side * side])],
-        input: vec![value("x", Onnx::Float, &[D::N("N"), D::F(side as i64)])],
-        output: vec![value("y", Onnx::Float, &[D::N("N"), D::F(side as i64)])],
+        input: vec![value("x", Onnx::Float, &[D::F(1), D::F(side as i64)])],
+        output: vec![value("y", Onnx::Float, &[D::F(1), D::F(side as i64)])],
         ..Default::default()
     })
 }
@@ -175,10 +176,10 @@ async fn answers_are_kept_for_the_tenant_that_asked() {
     is(&ask("acme", 2).await.unwrap(), 2.5);
     assert_eq!((counts(), runs()), ((1, 3, 4), 3));
     // A failure is no answer.
-    for _ in 0..2 {
+    for failures in 1..=2 {
         ask("acme", 99).await.unwrap_err();
+        assert_eq!((counts(), stats.fail.get().0), ((1, 3, 4), failures));
     }
-    assert_eq!((counts(), runs()), ((1, 3, 4), 5));
     assert!(plane.responses_bytes() > 0);
     plane.retain_responses(|_| false);
     assert_eq!(plane.responses_bytes(), 0);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit,
 };
-use sandpiper_domain::{NamedTensor, Tensor};
+use sandpiper_domain::{ModelOptions, NamedTensor, Tensor};
 
 use super::{Limits, MEMORY_EXIT, Order, Verdict};
 use crate::{LoadError, alloc, backend::tract, contain, loader::warm_up};
@@ -50,10 +50,11 @@ fn work() -> io::Result<()> {
     stdin.read_exact(&mut model)?;
     let samples = samples(&order, &mut stdin)?;
     contain::install_hook();
-    let options = order.options;
     let memory = usize::try_from(order.limits.memory_bytes).unwrap_or(usize::MAX);
     let tried = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
         alloc::within_or_exit(memory, MEMORY_EXIT, || {
+            // Batches are measured where the model will run.
+            let options = ModelOptions { batching: false, ..ModelOptions::default() };
             let program = tract::load(&model, &options, &samples)?;
             warm_up(&*program, &samples)
         })

@@ -68,8 +68,8 @@ pub(super) fn keeps_rows(model: &TypedModel) -> TractResult<Result<(), &'static 
 }
 
 /// Whether every operator on the way from the inputs to the outputs carries axis 0 along and none mixes what lies on
-/// it. The owner of a model must not be able to see rows of other tenants by way of a batch, and a sample of rows does not
-/// show what a graph does with others. An operator that is not known to keep rows apart is taken to mix them.
+/// it. The owner of a model must not be able to see rows of other tenants by way of a batch, and a sample of rows does
+/// not show what a graph does with others. An operator that is not known to keep rows apart is taken to mix them.
 pub(super) fn carries_rows(model: &TypedModel) -> TractResult<bool> {
     let mut carried: HashMap<OutletId, usize> = HashMap::new();
     for &input in model.input_outlets()? {

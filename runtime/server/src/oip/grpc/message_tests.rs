@@ -41,7 +41,9 @@ fn of_rust(text: &str) -> Fields {
         } else if let Some(rest) = line.strip_prefix("pub ")
             && let (Some((name, _)), Some(number)) = (rest.split_once(": "), tag.take())
         {
-            fields.insert((message.clone(), name.to_owned(), number));
+            // `type` is a word of Rust.
+            let name = name.trim_start_matches("r#").to_owned();
+            fields.insert((message.clone(), name, number));
         }
     }
     fields
