@@ -65,7 +65,10 @@ fn us(timing: &Timing) -> u64 {
 const FAILURES: &str = "nv_inference_request_failure";
 const FAILURES_HELP: &str = "Calls that did not end well";
 
-const SERIES: [Series; 20] = [
+/// Named because an optimised build cannot have the length of a constant with functions in it in a type.
+const SERIES_COUNT: usize = 20;
+
+const SERIES: [Series; SERIES_COUNT] = [
     counter("nv_inference_request_success", "Calls that ended well", "", |s| count(&s.success)),
     counter(FAILURES, FAILURES_HELP, ",reason=\"REJECTED\"", |s| s.rejected.load(Relaxed)),
     counter(FAILURES, FAILURES_HELP, ",reason=\"CANCELED\"", |s| s.cancelled.load(Relaxed)),
@@ -132,7 +135,7 @@ const SERIES: [Series; 20] = [
     }),
 ];
 
-type Totals = [u64; SERIES.len()];
+type Totals = [u64; SERIES_COUNT];
 
 /// What lasts from one scrape to the next.
 #[derive(Default)]

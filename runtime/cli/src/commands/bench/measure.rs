@@ -78,7 +78,8 @@ pub(super) fn measure(
 ) -> Result<Measured> {
     progress("warming up");
     thread::sleep(plan.warm_up);
-    // What happened until now is left out.
+    // What happened until now is left out. Windows follow each other without a gap.
+    let (mut started, mut cpu) = (Instant::now(), cpu_time());
     load.take()?;
     let (length, least, most) = match plan.seconds {
         None => (WINDOW, WINDOWS, WINDOWS_MAX),
@@ -90,13 +91,14 @@ pub(super) fn measure(
     let mut windows = Vec::new();
     let mut overdue = load.overdue();
     while windows.len() < most && (windows.len() < least || !stable(&windows)) {
-        let (started, cpu) = (Instant::now(), cpu_time());
         thread::sleep(length);
         let mut tally = load.take()?;
         let waiting = load.overdue();
         tally.fail(Failure::NotSent, waiting.saturating_sub(overdue));
         overdue = waiting;
-        let window = Window { time: started.elapsed(), cpu: cpu_time().saturating_sub(cpu), tally };
+        let (ended, used) = (Instant::now(), cpu_time());
+        let window = Window { time: ended - started, cpu: used.saturating_sub(cpu), tally };
+        (started, cpu) = (ended, used);
         progress(&format!("{:.0} requests/s", window.rate()));
         windows.push(window);
     }
