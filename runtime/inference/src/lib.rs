@@ -27,7 +27,7 @@ pub use alloc::WalledAllocator;
 pub use error::LoadError;
 pub use model::LoadedModel;
 pub use plane::{Config, InferencePlane};
-pub use profile::{BatchCost, Batching, ModelProfile};
+pub use profile::{BatchCost, Batching, Measurement, ModelProfile};
 pub use spec::ModelSpec;
 pub use stats::{BatchTimes, ModelStats, Timing};
 pub use trial::{Trial, try_model};

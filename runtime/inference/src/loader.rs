@@ -9,7 +9,7 @@ use bytes::Bytes;
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 
 use crate::{
-    LoadError, LoadedModel, ModelSpec, ModelStats, Trial, alloc,
+    LoadError, LoadedModel, Measurement, ModelSpec, ModelStats, Trial, alloc,
     backend::{Failed, Program, tract},
     registry::{Loaded, Registry},
     response_cache::ResponseCache,
@@ -48,10 +48,11 @@ impl Loader {
         stats: Arc<ModelStats>,
         is_upload: bool,
     ) -> Loaded {
-        let ModelSpec { bytes, digest, options, samples } = spec;
+        let ModelSpec { bytes, digest, options, samples, measurement } = spec;
         let needed = (bytes.len() as u64).saturating_mul(WEIGHTS_HELD);
         let reservation = self.registry.wait_for_room(needed)?;
-        let program = tract::load(&bytes, &options, &samples);
+        let known = measurement.as_ref().and_then(Measurement::here);
+        let program = tract::load(&bytes, &options, &samples, known);
         drop(bytes);
         // What was needed on the way is several times what is left.
         alloc::give_back_pages();

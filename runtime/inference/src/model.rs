@@ -18,7 +18,7 @@ use sandpiper_domain::{
 use tokio::sync::oneshot;
 
 use crate::{
-    ModelProfile, ModelStats,
+    Measurement, ModelProfile, ModelStats,
     backend::Program,
     cost::Costs,
     health::Health,
@@ -101,6 +101,11 @@ impl LoadedModel {
     /// What is in it, and what it costs.
     pub fn profile(&self) -> &Arc<ModelProfile> {
         &self.profile
+    }
+
+    /// What measuring it gave, to be kept for the next time that it is loaded.
+    pub fn measurement(&self) -> Measurement {
+        Measurement::of(&self.profile.batching)
     }
 
     /// What its calls have come to.

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use sandpiper_domain::{Digest, ModelOptions, NamedTensor};
 use sha2::{Digest as _, Sha256};
 
+use crate::Measurement;
+
 /// One model version on its way into memory.
 #[derive(Debug, Clone)]
 pub struct ModelSpec {
@@ -15,12 +17,15 @@ pub struct ModelSpec {
     pub options: ModelOptions,
     /// Inputs to warm up and to measure with, each set those of one call.
     pub samples: Vec<Vec<NamedTensor>>,
+    /// What measuring it gave before, with these options and samples.
+    pub measurement: Option<Measurement>,
 }
 
 impl From<Bytes> for ModelSpec {
     /// With every option at its default, and no samples.
     fn from(bytes: Bytes) -> Self {
         let digest = Digest(Sha256::digest(&bytes).into());
-        ModelSpec { bytes, digest, options: ModelOptions::default(), samples: Vec::new() }
+        let (options, samples) = (ModelOptions::default(), Vec::new());
+        ModelSpec { bytes, digest, options, samples, measurement: None }
     }
 }

@@ -186,7 +186,10 @@ pub(crate) fn source_of(
             // They were read once before they were stored.
             Some(digest) => samples::parse(&blob(digest)?)?,
         };
-        Ok(ModelSpec { bytes: blob(version.digest)?, digest: version.digest, options, samples })
+        let (bytes, digest) = (blob(version.digest)?, version.digest);
+        // What an earlier release wrote and this one cannot read is measured anew.
+        let measurement = serde_json::from_value(version.measurement.clone()).ok();
+        Ok(ModelSpec { bytes, digest, options, samples, measurement })
     }
 }
 

@@ -13,8 +13,8 @@ const SAMPLES: usize = 20_000;
 /// A slow model is not run so often.
 const TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Prints the p50 and the p99 in µs of a run on one input of this shape, such as `1,4`, filled with zeros. A size such as
-/// `N=1` is left free when the plan is made.
+/// Prints the p50 and the p99 in µs of a run on one input of this shape, such as `1,4`, filled with zeros. A size as
+/// in `N=1` is left free when the plan is made.
 pub(crate) fn measure(file: &Path, shape: &str) -> anyhow::Result<()> {
     let sizes: Vec<&str> = shape.split(',').collect();
     let size = |size: &&str| size.trim_start_matches("N=").parse::<usize>();

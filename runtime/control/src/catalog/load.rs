@@ -216,6 +216,7 @@ fn model(
             signature: record.signature,
             options: record.options,
             samples: record.samples,
+            measurement: record.measurement,
             created_at: record.created_at,
         };
         (number, Arc::new(version))

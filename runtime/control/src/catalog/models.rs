@@ -32,6 +32,8 @@ pub struct NewModel {
     pub options: BTreeMap<String, String>,
     /// Sample inputs to warm up and to measure with.
     pub samples: Option<PinnedBlob>,
+    /// What the inference plane measured of it, which nobody else reads.
+    pub measurement: serde_json::Value,
 }
 
 impl Catalog {
@@ -64,6 +66,7 @@ impl Catalog {
                     signature: new.signature.clone(),
                     options: new.options.clone(),
                     samples: new.samples.as_ref().map(PinnedBlob::digest),
+                    measurement: new.measurement.clone(),
                     created_at: now,
                 })?;
                 if activate {

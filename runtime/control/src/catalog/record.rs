@@ -309,6 +309,9 @@ pub(super) struct ModelVersionRecord {
     pub(super) options: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) samples: Option<Digest>,
+    /// Null in records of before it was kept.
+    #[serde(default)]
+    pub(super) measurement: serde_json::Value,
     #[serde(with = "time::serde::rfc3339")]
     pub(super) created_at: OffsetDateTime,
 }
@@ -321,6 +324,7 @@ impl From<&ModelVersion> for ModelVersionRecord {
             signature: version.signature.clone(),
             options: version.options.clone(),
             samples: version.samples,
+            measurement: version.measurement.clone(),
             created_at: version.created_at,
         }
     }

@@ -163,6 +163,8 @@ pub struct ModelVersion {
     pub options: BTreeMap<String, String>,
     /// The sample inputs that came with it.
     pub samples: Option<Digest>,
+    /// What the inference plane measured of it when it was uploaded.
+    pub measurement: serde_json::Value,
     /// When it was made.
     pub created_at: OffsetDateTime,
 }

@@ -79,6 +79,7 @@ impl House {
             signature: ModelSignature { inputs: Vec::new(), outputs: Vec::new() },
             options: Default::default(),
             samples: None,
+            measurement: serde_json::Value::Null,
         }
     }
 

@@ -17,6 +17,7 @@ mod refuse;
 mod rewrite;
 mod rows;
 mod shapes;
+mod trial_rows;
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 

@@ -221,7 +221,7 @@ proptest! {
     #[test]
     fn random_bytes_never_panic_out_of_load(data in proptest::collection::vec(any::<u8>(), 0..200)) {
         crate::contain::install_hook();
-        prop_assert!(tract::load(&data, &ModelOptions::default(), &[]).is_err());
+        prop_assert!(tract::load(&data, &ModelOptions::default(), &[], None).is_err());
     }
 
     #[test]
@@ -239,6 +239,6 @@ proptest! {
         if let Some(cut) = cut {
             data.truncate(cut.index(data.len()));
         }
-        let _ = tract::load(&data, &ModelOptions::default(), &[]);
+        let _ = tract::load(&data, &ModelOptions::default(), &[], None);
     }
 }

@@ -101,7 +101,7 @@ fn a_damaged_model_is_refused_or_loads() {
         let mut loaded = 0;
         for _ in 0..ROUNDS {
             let data = mutate(&seeds, &mut random);
-            loaded += usize::from(tract::load(&data, &ModelOptions::default(), &[]).is_ok());
+            loaded += usize::from(tract::load(&data, &ModelOptions::default(), &[], None).is_ok());
         }
         loaded
     });

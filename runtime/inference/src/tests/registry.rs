@@ -13,7 +13,7 @@ use sandpiper_domain::{Model, ModelKey, ModelOptions, NamedTensor};
 use tract_onnx::pb::{GraphProto, tensor_proto::DataType as Onnx};
 
 use crate::{
-    Config, InferencePlane, LoadError, LoadedModel, ModelSpec,
+    Config, InferencePlane, LoadError, LoadedModel, Measurement, ModelSpec,
     testing::{
         D, adder, bytes, f32s, gather, i64s, key, node, request, request_of, slow, value, weight,
     },
@@ -265,4 +265,33 @@ async fn loads_unloads_evictions_and_runs_do_not_get_in_each_others_way() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(plane.model_count() >= 1);
+}
+
+/// What this plane would have measured had every run taken 123 µs.
+fn edited(measurement: &Measurement, machine: Option<&str>) -> Measurement {
+    let mut json = serde_json::to_value(measurement).unwrap();
+    for cost in json["batching"]["curve"].as_array_mut().unwrap() {
+        cost["us"] = 123.0.into();
+    }
+    if let Some(machine) = machine {
+        json["machine"] = machine.into();
+    }
+    serde_json::from_value(json).unwrap()
+}
+
+#[tokio::test]
+async fn what_was_measured_on_this_machine_is_not_measured_again() {
+    let plane = start(u64::MAX);
+    let measurement = plane.inspect(adder()).await.unwrap().measurement();
+    let times = async |machine| {
+        let measurement = Some(edited(&measurement, machine));
+        let spec = ModelSpec { measurement, ..adder().into() };
+        let model = plane.inspect(spec).await.unwrap();
+        let row = vec![f32s("x", &[1, 3], &[1., 2., 3.])];
+        assert_eq!(model.infer(request(row)).await.unwrap().outputs.len(), 1);
+        model.profile().batching.curve.iter().map(|cost| cost.us).collect::<Vec<_>>()
+    };
+    let known = times(None).await;
+    assert!(!known.is_empty() && known.iter().all(|us| *us == 123.0), "{known:?}");
+    assert!(times(Some("another")).await.iter().any(|us| *us != 123.0));
 }

@@ -101,7 +101,10 @@ fn large_integers_survive_a_cast() {
         ..single(cast(), kind, &[D::N("N")])
     };
     let expected = i64s("y", &[large, -5]).tensor;
-    assert_eq!(outputs(from(Onnx::Int64), vec![i64s("x", &[large, -5])]), [expected.clone()]);
+    assert_eq!(
+        outputs(from(Onnx::Int64), vec![i64s("x", &[large, -5])]),
+        std::slice::from_ref(&expected)
+    );
     let doubles = [large as f64, -5.5].iter().flat_map(|v| v.to_le_bytes()).collect();
     let doubles = named("x", DataType::F64, &[2], doubles);
     assert_eq!(outputs(from(Onnx::Double), vec![doubles]), [expected]);
@@ -139,7 +142,7 @@ fn a_tree_that_is_none_is_refused() {
         (ints("class_nodeids", &[1, 7]), "a node that is no leaf"),
         (ints("class_ids", &[0]), "weights of different lengths"),
     ] {
-        let error = load(bytes(stump(&[changed.clone()]))).unwrap_err();
+        let error = load(bytes(stump(std::slice::from_ref(&changed)))).unwrap_err();
         assert!(matches!(error, LoadError::Malformed(_)), "{changed:?}: {error}");
         assert!(error.to_string().contains(part), "{changed:?}: {error}");
     }

@@ -12,7 +12,7 @@ use rustix::process::{
 use sandpiper_domain::{ModelOptions, NamedTensor, Tensor};
 
 use super::{Limits, MEMORY_EXIT, Order, Verdict};
-use crate::{LoadError, alloc, backend::tract, contain, loader::warm_up};
+use crate::{Batching, LoadError, alloc, backend::tract, contain, loader::warm_up};
 
 /// The order's line: names and shapes of samples, whose number is bounded where they are received.
 const ORDER_BYTES_MAX: u64 = 8 << 20;
@@ -53,9 +53,10 @@ fn work() -> io::Result<()> {
     let memory = usize::try_from(order.limits.memory_bytes).unwrap_or(usize::MAX);
     let tried = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
         alloc::within_or_exit(memory, MEMORY_EXIT, || {
-            // Batches are measured where the model will run.
-            let options = ModelOptions { batching: false, ..ModelOptions::default() };
-            let program = tract::load(&model, &options, &samples)?;
+            // What batches bring is measured where the model will run.
+            let unmeasured = Batching::default();
+            let options = ModelOptions::default();
+            let program = tract::load(&model, &options, &samples, Some(&unmeasured))?;
             warm_up(&*program, &samples)
         })
     })?;

@@ -182,10 +182,12 @@ async fn upload_model(
     }
     let (owner, model, now) = (tenant.name.clone(), name.clone(), OffsetDateTime::now_utc());
     let signature = loaded.signature().clone();
+    let measurement = serde_json::to_value(loaded.measurement()).unwrap_or_default();
     let outcome = app.blocking(move |app| {
         let blob = app.catalog.put_blob(&bytes)?;
         let samples = samples_json.map(|json| app.catalog.put_blob(&json)).transpose()?;
-        let new = NewModel { blob, signature, options: options.to_texts(), samples };
+        let options = options.to_texts();
+        let new = NewModel { blob, signature, options, samples, measurement };
         app.catalog.put_model(&owner, &model, &new, activate, now).map_err(Problem::from)
     });
     let outcome = outcome.await??;

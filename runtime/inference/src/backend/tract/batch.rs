@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use sandpiper_domain::{DataType, ModelOptions, NamedTensor, Tensor};
+use sandpiper_domain::{ModelOptions, NamedTensor, Tensor};
 use tract_onnx::prelude::{InferenceModel, TVec};
 
 use super::{
@@ -20,6 +20,7 @@ use super::{
     load::{SAMPLE_SIZES, sample},
     plan::Plan,
     rows::declares_rows,
+    trial_rows::{Random, agrees, rows_of},
 };
 use crate::{BatchCost, Batching, batch, contain::contained, scheduler::thread_cpu_ns};
 
@@ -38,8 +39,6 @@ const SHORT: Duration = Duration::from_micros(500);
 const SPECIAL_BYTES_MAX: u64 = 16 << 20;
 /// Samples that each size is probed with, in the time there is.
 const SAMPLES: u64 = 4;
-/// Rows taken of one of the samples that came with the model.
-const SAMPLE_ROWS_MAX: usize = 32;
 /// Making a plan for one size is not tried where the first took longer.
 const SPECIAL_BUILD_MAX: Duration = Duration::from_millis(40);
 
@@ -55,13 +54,48 @@ pub(super) fn fit(
     if let Err(reason) = is_made_of_rows(program, model, declared) {
         batching.reason = Some(reason.to_owned());
     } else {
-        let (begun, rows) = (Instant::now(), rows_of(program, samples));
+        let (begun, rows) = (Instant::now(), rows_of(&program.contract, samples));
         let trial = Trial { program, model, declared, begun, shapes: Vec::new(), rows };
         let measured = trial.measure(options);
         program.by_rows = measured.plans;
         batching = measured.batching;
     }
     program.batching = batching;
+}
+
+/// Sets up the program as measuring it did before; says whether that could be done.
+pub(super) fn restore(
+    program: &mut TractProgram,
+    model: &InferenceModel,
+    declared: &Declared,
+    known: &Batching,
+) -> bool {
+    let build = |rows: u32| {
+        let shapes = with_rows(sample(model, declared, SAMPLE_SIZES[1])?, rows as usize);
+        let plan = contained(|| Plan::for_shapes(model, declared, &shapes).ok()).ok()??;
+        Some((rows as usize, shapes, Arc::new(plan)))
+    };
+    match &program.plans {
+        Plans::One(_) => {
+            let plans: Option<Vec<_>> = known.own_plans.iter().map(|rows| build(*rows)).collect();
+            let Some(plans) = plans else { return false };
+            program.by_rows = plans.into_iter().map(|(rows, _, plan)| (rows, plan)).collect();
+        }
+        Plans::ByShape(plans) if has_one_shape(declared) => {
+            for (_, shapes, plan) in known.sizes.iter().filter_map(|rows| build(*rows)) {
+                plans.keep(&shapes, plan);
+            }
+        }
+        Plans::ByShape(_) => {}
+    }
+    program.batching = known.clone();
+    true
+}
+
+/// No axis but the first is free.
+fn has_one_shape(declared: &Declared) -> bool {
+    let dims = declared.inputs.iter().flat_map(|slot| slot.dims.iter().flatten().skip(1));
+    dims.into_iter().all(|dim| matches!(dim, Dim::Fixed(_)))
 }
 
 /// The structure of the graph allows batches.
@@ -202,13 +236,14 @@ impl Trial<'_> {
             _ => None,
         };
         measured.batching.sizes = chosen.iter().map(|way| way.rows as u32).collect();
-        if let (Plans::ByShape(plans), true) = (&self.program.plans, self.has_one_shape()) {
+        if let (Plans::ByShape(plans), true) = (&self.program.plans, has_one_shape(self.declared)) {
             for way in &chosen {
                 plans.keep(&with_rows(self.shapes.clone(), way.rows), way.plan.clone());
             }
         }
         let special = chosen.into_iter().filter(|way| way.is_special);
         measured.plans = special.map(|way| (way.rows, way.plan)).collect();
+        measured.batching.own_plans = measured.plans.iter().map(|(rows, _)| *rows as u32).collect();
         measured
     }
 
@@ -278,7 +313,10 @@ impl Trial<'_> {
     /// A plan for this number of rows, where it is small and soon made.
     fn special(&self, rows: usize) -> Option<Arc<Plan>> {
         let bytes = self.program.parameters.saturating_mul(4 * SIZES.len() as u64);
-        if !self.has_one_shape() || bytes > SPECIAL_BYTES_MAX || self.begun.elapsed() > BUDGET / 2 {
+        if !has_one_shape(self.declared)
+            || bytes > SPECIAL_BYTES_MAX
+            || self.begun.elapsed() > BUDGET / 2
+        {
             return None;
         }
         let begun = Instant::now();
@@ -286,12 +324,6 @@ impl Trial<'_> {
         let plan =
             contained(|| Plan::for_shapes(self.model, self.declared, &shapes).ok()).ok()??;
         (begun.elapsed() < SPECIAL_BUILD_MAX).then(|| Arc::new(plan))
-    }
-
-    /// No axis but the first is free.
-    fn has_one_shape(&self) -> bool {
-        let dims = self.declared.inputs.iter().flat_map(|slot| slot.dims.iter().flatten().skip(1));
-        dims.into_iter().all(|dim| matches!(dim, Dim::Fixed(_)))
     }
 
     /// The medians of both plans, which take turns; `None` for one that fails or takes all of the time.
@@ -390,83 +422,5 @@ impl Trial<'_> {
             Tensor::new(slot.datatype?, &shape, Bytes::from(data)).ok()
         };
         slots.map(tensor).collect()
-    }
-}
-
-/// The single rows of samples, as far as they fit the model and have the shapes of the first.
-fn rows_of(program: &TractProgram, samples: &[Vec<NamedTensor>]) -> Vec<Vec<Tensor>> {
-    let mut rows: Vec<Vec<Tensor>> = Vec::new();
-    for sample in samples {
-        let Ok(inputs) = program.contract.order(sample.clone()) else { continue };
-        let count = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(0);
-        for number in 0..count.min(SAMPLE_ROWS_MAX) {
-            let row: Option<Vec<Tensor>> =
-                inputs.iter().map(|input| batch::row(input, number)).collect();
-            let Some(row) = row else { continue };
-            let shapes =
-                |row: &[Tensor]| row.iter().map(|t| t.shape().to_vec()).collect::<Vec<_>>();
-            if rows.first().is_none_or(|first| shapes(first) == shapes(&row)) {
-                rows.push(row);
-            }
-        }
-    }
-    rows
-}
-
-/// Splitmix64: even enough for a sample, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// The bytes of one element.
-    fn element(&mut self, datatype: Option<DataType>) -> Vec<u8> {
-        let bits = self.next();
-        let unit = (bits >> 40) as f32 / (1u32 << 24) as f32;
-        match datatype {
-            Some(DataType::F32) => unit.to_le_bytes().to_vec(),
-            Some(DataType::F64) => f64::from(unit).to_le_bytes().to_vec(),
-            // One half and up: the exponent stays the same.
-            Some(DataType::F16) => (0x3800 | (bits & 0x3ff) as u16).to_le_bytes().to_vec(),
-            Some(other) => {
-                let mut bytes = vec![0; other.size()];
-                if let Some(first) = bytes.first_mut() {
-                    *first = (bits & 1) as u8;
-                }
-                bytes
-            }
-            None => Vec::new(),
-        }
-    }
-}
-
-/// The same bits, or floats no further from each other than the tolerance.
-fn agrees(a: &Tensor, b: &Tensor, tolerance: f32) -> bool {
-    if a.shape() != b.shape() || a.datatype() != b.datatype() {
-        return false;
-    }
-    if a.data() == b.data() {
-        return true;
-    }
-    let near = |a: f64, b: f64| (a - b).abs() <= f64::from(tolerance) || a.to_bits() == b.to_bits();
-    let data = (a.data(), b.data());
-    match a.datatype() {
-        _ if tolerance == 0.0 => false,
-        DataType::F32 => {
-            let (a, b) = (data.0.as_chunks().0, data.1.as_chunks().0);
-            let value = |bytes: &[u8; 4]| f64::from(f32::from_le_bytes(*bytes));
-            a.iter().zip(b).all(|(a, b)| near(value(a), value(b)))
-        }
-        DataType::F64 => {
-            let (a, b) = (data.0.as_chunks().0, data.1.as_chunks().0);
-            a.iter().zip(b).all(|(a, b)| near(f64::from_le_bytes(*a), f64::from_le_bytes(*b)))
-        }
-        _ => false,
     }
 }

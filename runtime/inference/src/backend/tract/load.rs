@@ -21,7 +21,7 @@ use super::{
     zeros,
 };
 use crate::{
-    LoadError,
+    Batching, LoadError,
     alloc::WORK_BYTES_MAX,
     backend::Program,
     contain::{Panicked, contained, measured_within},
@@ -38,13 +38,15 @@ const WEIGHTS_HELD: usize = 8;
 const RANK_UNKNOWN: [i64; 1] = [-1];
 
 /// Parses, checks and optimises. Run it on a thread with a deep stack: tract recurses.
-/// Measures what batches bring, too, and what the program holds in memory.
+/// Measures what batches bring, too, unless that is `known` from before, and what the program holds in memory.
 pub(crate) fn load(
     bytes: &[u8],
     options: &ModelOptions,
     samples: &[Vec<NamedTensor>],
+    known: Option<&Batching>,
 ) -> Result<Arc<dyn Program>, LoadError> {
-    let loaded = measured_within(room(bytes.len()), || parse(bytes, options, samples));
+    let parse = || parse(bytes, options, samples, known);
+    let loaded = measured_within(room(bytes.len()), parse);
     let (program, held) = loaded.map_err(|_| LoadError::Panicked)?;
     let program = program?;
     // Plans that were kept on the way have been counted already.
@@ -61,6 +63,7 @@ fn parse(
     bytes: &[u8],
     options: &ModelOptions,
     samples: &[Vec<NamedTensor>],
+    known: Option<&Batching>,
 ) -> Result<Arc<dyn Program>, LoadError> {
     let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     let broken = || match begins_like_onnx(bytes) {
@@ -81,7 +84,10 @@ fn parse(
         return Err(LoadError::Malformed(text));
     }
     let mut program = program(model.clone(), declared.clone(), room(bytes.len()))?;
-    batch::fit(&mut program, &model, &declared, options, samples);
+    match known {
+        Some(known) if batch::restore(&mut program, &model, &declared, known) => {}
+        _ => batch::fit(&mut program, &model, &declared, options, samples),
+    }
     Ok(Arc::new(program))
 }
 

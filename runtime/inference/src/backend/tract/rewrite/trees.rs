@@ -20,11 +20,13 @@ use super::{
 };
 use crate::LoadError;
 
+/// Tree, node, class and weight.
+type Leaf = (i64, i64, i64, f32);
+
 /// Scores of one row by class or target, added up over the leaves.
 struct Forest {
     nodes: Vec<Branch>,
-    /// Tree, node, class, weight.
-    leaves: Vec<(i64, i64, i64, f32)>,
+    leaves: Vec<Leaf>,
     trees: usize,
 }
 
@@ -364,9 +366,7 @@ impl Forest {
             return Err(unsupported(node, "inputs of 64-bit floats"));
         }
         let ints = |of: &dyn Fn(&Branch) -> i64| self.nodes.iter().map(of).collect::<Vec<_>>();
-        let leaf = |of: &dyn Fn(&(i64, i64, i64, f32)) -> i64| {
-            self.leaves.iter().map(of).collect::<Vec<_>>()
-        };
+        let leaf = |of: fn(&Leaf) -> i64| self.leaves.iter().map(of).collect::<Vec<_>>();
         let modes: Vec<_> = self.nodes.iter().map(|branch| branch.mode).collect();
         let attribute = vec![
             with_ints("nodes_treeids", ints(&|b| b.tree)),
@@ -377,9 +377,9 @@ impl Forest {
             with_ints("nodes_truenodeids", ints(&|b| b.yes)),
             with_ints("nodes_falsenodeids", ints(&|b| b.no)),
             with_ints("nodes_missing_value_tracks_true", ints(&|b| i64::from(b.missing_is_yes))),
-            with_ints("class_treeids", leaf(&|l| l.0)),
-            with_ints("class_nodeids", leaf(&|l| l.1)),
-            with_ints("class_ids", leaf(&|l| l.2)),
+            with_ints("class_treeids", leaf(|l| l.0)),
+            with_ints("class_nodeids", leaf(|l| l.1)),
+            with_ints("class_ids", leaf(|l| l.2)),
             with_floats("class_weights", self.leaves.iter().map(|l| l.3).collect()),
             with_ints("classlabels_int64s", (0..classes).collect()),
         ];
@@ -397,12 +397,11 @@ impl Forest {
     }
 }
 
+/// By tree and node: classes or targets with their weights.
+type Leaves = BTreeMap<(i64, i64), Vec<(i64, f32)>>;
+
 /// The weights by tree and node.
-fn leaves(
-    node: &NodeProto,
-    prefix: &str,
-    targets: i64,
-) -> Result<BTreeMap<(i64, i64), Vec<(i64, f32)>>, LoadError> {
+fn leaves(node: &NodeProto, prefix: &str, targets: i64) -> Result<Leaves, LoadError> {
     let column = |name: &str| integers(node, &format!("{prefix}_{name}"));
     let (trees, nodes, ids) = (column("treeids"), column("nodeids"), column("ids"));
     let weights = floats(node, &format!("{prefix}_weights"));
