@@ -181,6 +181,26 @@ pub(crate) fn gather() -> Bytes {
     })
 }
 
+/// The same, but id 99 divides by zero, which panics.
+pub(crate) fn brittle() -> Bytes {
+    bytes(GraphProto {
+        node: vec![
+            node("Sub", &["ids", "worst"], &["far"]),
+            node("Div", &["one", "far"], &["nothing"]),
+            node("Add", &["ids", "nothing"], &["place"]),
+            node("Gather", &["table", "place"], &["y"]),
+        ],
+        initializer: vec![
+            weight("table", &[3], &[0.5, 1.5, 2.5]),
+            integers("worst", &[99]),
+            integers("one", &[1]),
+        ],
+        input: vec![value("ids", Onnx::Int64, &[D::N("N")])],
+        output: vec![value("y", Onnx::Float, &[D::N("N")])],
+        ..Default::default()
+    })
+}
+
 /// `y = x x x …`, matrices of 512 by 512 multiplied `count` times: some time of work.
 pub(crate) fn slow(count: usize) -> Bytes {
     let name = |step: usize| if step == 0 { "x".to_owned() } else { format!("v{step}") };

@@ -6,5 +6,6 @@ mod mutations;
 mod plane;
 mod registry;
 mod rewrite;
+mod rows;
 mod scheduler;
 mod sizes;

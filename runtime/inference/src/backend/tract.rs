@@ -11,6 +11,7 @@ mod explain;
 mod fact;
 mod fold;
 mod guard;
+mod indices;
 mod load;
 mod plan;
 mod refuse;
@@ -167,6 +168,13 @@ fn explain_failure(plan: &Plan, trace: &Trace, failure: &Failure) -> InferenceEr
         Failure::TooLarge => InferenceError::TooLarge(
             "a value inside the model would be larger than 1 GiB for these inputs".to_owned(),
         ),
+        Failure::Index => {
+            let operator = plan.operator(trace).unwrap_or_default();
+            InferenceError::Runtime(format!(
+                "the model failed while it ran, in an operator `{operator}`: an index is out of its range; it came from \
+                 the inputs, whose values the model does not expect"
+            ))
+        }
         Failure::Failed => InferenceError::Runtime(match plan.operator(trace) {
             Some(operator) => format!("the model failed while it ran, in an operator `{operator}`"),
             None => "the model failed while it ran".to_owned(),

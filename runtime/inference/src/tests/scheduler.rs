@@ -18,7 +18,7 @@ use super::plane::{busy, depth, one_row};
 use crate::{
     InferencePlane, LoadedModel, ModelSpec,
     testing::{
-        D, adder, bytes, f32s, gather, i64s, key, load, node, plane, request, request_of, value,
+        D, adder, brittle, bytes, f32s, i64s, key, load, node, plane, request, request_of, value,
         weight, with_int,
     },
 };
@@ -229,13 +229,13 @@ async fn tenants_that_keep_apart_share_no_batch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_row_takes_no_neighbour_with_it() {
     let plane = plane(1, 1024);
-    let model = plane.inspect(gather()).await.unwrap();
+    let model = plane.inspect(brittle()).await.unwrap();
     assert!(model.profile().batching.sizes.contains(&16));
     let busy = busy(&plane).await;
     let bad = [3, 4, 11];
     let calls: Vec<_> = (0..16)
         .map(|n| {
-            let id = if bad.contains(&n) { 1000 } else { n % 3 };
+            let id = if bad.contains(&n) { 99 } else { n % 3 };
             tokio::spawn(model.infer(request(vec![i64s("ids", &[id])])))
         })
         .collect();
@@ -421,7 +421,7 @@ async fn what_is_given_up_or_late_never_runs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_that_keeps_panicking_is_put_in_quarantine_until_it_is_loaded_again() {
     let plane = plane(1, 1024);
-    let load = async || plane.load(&key(1), || Ok(gather().into())).await;
+    let load = async || plane.load(&key(1), || Ok(brittle().into())).await;
     let model = load().await.unwrap();
     let other = plane.inspect(adder()).await.unwrap();
     let call = |tenant: &str, id| model.infer(request_of(tenant, vec![i64s("ids", &[id])]));
@@ -437,7 +437,7 @@ async fn a_model_that_keeps_panicking_is_put_in_quarantine_until_it_is_loaded_ag
         assert!(matches!(call("acme", 99).await.unwrap_err(), InferenceError::Runtime(_)));
     }
     let reason = model.quarantine().unwrap();
-    assert!(reason.contains("Gather"), "{reason}");
+    assert!(reason.contains("Div"), "{reason}");
     for tenant in ["acme", "gamma"] {
         assert!(matches!(call(tenant, 0).await.unwrap_err(), InferenceError::Unavailable(_)));
     }
