@@ -166,3 +166,32 @@ fn a_full_queue_is_503_and_says_busy() {
         assert!(refused.message().starts_with("busy: "), "{refused:?}");
     });
 }
+
+#[test]
+fn calls_that_lower_their_priority_wait_in_the_low_band() {
+    let server = Server::with_settings("inference_threads = 1");
+    let (acme, beta) = (server.tenant("acme", "dedicated"), server.tenant("beta", "dedicated"));
+    for tenant in [&acme, &beta] {
+        tenant.put_model("slow", &model("slow.onnx")).expect(201);
+    }
+    let ask = |tenant: &Tenant, priority: u64| {
+        let input = json!({ "name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1] });
+        let body = json!({ "parameters": { "priority": priority }, "inputs": [input] });
+        tenant.client.post_json("/v2/models/slow/infer", &body)
+    };
+    let waiting =
+        |band: &str| server.metrics().sum("sandpiper_inference_waiting", &[("band", band)]);
+    std::thread::scope(|scope| {
+        for (tenant, priority) in
+            [(&acme, 0), (&acme, 1), (&acme, 1), (&beta, 2), (&beta, 2), (&beta, 7)]
+        {
+            let ask = &ask;
+            scope.spawn(move || ask(tenant, priority));
+        }
+        // One of them runs.
+        sandpiper_tests::until("each waits in its band", || {
+            (waiting("low") >= 2.0 && waiting("normal") >= 2.0).then_some(())
+        });
+    });
+    assert_eq!((waiting("low"), waiting("normal")), (0.0, 0.0));
+}

@@ -29,7 +29,7 @@ pub use model::LoadedModel;
 pub use plane::{Config, InferencePlane};
 pub use profile::{BatchCost, Batching, Measurement, ModelProfile};
 pub use spec::ModelSpec;
-pub use stats::{BatchTimes, ModelStats, Timing};
+pub use stats::{ANSWER_BOUNDS_MS, BatchTimes, ModelStats, Timing};
 pub use trial::{Trial, try_model};
 
 #[cfg(test)]

@@ -30,6 +30,10 @@ impl Timing {
     }
 }
 
+/// The upper bounds of the buckets of [`ModelStats::answered_within`], in milliseconds. Triton's, and two below them:
+/// here most answers take less.
+pub const ANSWER_BOUNDS_MS: [u64; 6] = [1, 10, 100, 500, 2000, 5000];
+
 /// The statistics of one model version on this node. They outlive its stay in memory.
 #[derive(Debug, Default)]
 pub struct ModelStats {
@@ -63,6 +67,8 @@ pub struct ModelStats {
     pub loads: AtomicU64,
     /// Times that it had to make room for another.
     pub evictions: AtomicU64,
+    /// Calls that ended well, by how long they took; the last bucket takes what is beyond the bounds.
+    answers: [AtomicU64; ANSWER_BOUNDS_MS.len() + 1],
     last_inference_ms: AtomicU64,
     batches: Mutex<BTreeMap<usize, BatchTimes>>,
 }
@@ -81,6 +87,22 @@ pub struct BatchTimes {
 }
 
 impl ModelStats {
+    /// Notes a call that ended well.
+    pub fn succeeded(&self, took: Duration) {
+        self.success.add(1, took);
+        let is_beyond = |bound: &&u64| took > Duration::from_millis(**bound);
+        let bucket = ANSWER_BOUNDS_MS.iter().take_while(is_beyond).count();
+        if let Some(answers) = self.answers.get(bucket) {
+            answers.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Calls that ended well and took no longer than the bound of this index in [`ANSWER_BOUNDS_MS`]; beyond the last
+    /// one, all that ended well.
+    pub fn answered_within(&self, bound: usize) -> u64 {
+        self.answers.iter().take(bound.saturating_add(1)).map(|count| count.load(Relaxed)).sum()
+    }
+
     /// Notes one run of the graph on a batch of `rows` rows.
     pub fn ran(&self, rows: usize, input: Duration, infer: Duration, output: Duration) {
         let rows_count = rows as u64;
@@ -107,5 +129,21 @@ impl ModelStats {
     /// The runs by batch size.
     pub fn batches(&self) -> BTreeMap<usize, BatchTimes> {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_in_every_bucket_from_its_own_on() {
+        let stats = ModelStats::default();
+        for us in [900, 1000, 1001, 99_000, 2_000_000, 70_000_000] {
+            stats.succeeded(Duration::from_micros(us));
+        }
+        let within: Vec<u64> = (0..7).map(|bound| stats.answered_within(bound)).collect();
+        assert_eq!(within, [2, 3, 4, 4, 5, 5, 6]);
+        assert_eq!(stats.success.get().0, 6);
     }
 }

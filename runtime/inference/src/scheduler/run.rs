@@ -261,8 +261,10 @@ impl Batch {
         for Call { job, cpu_ns, answer, .. } in calls {
             costs.push(cpu_ns);
             let Some(answer) = answer else { continue };
-            let of_outcome = if answer.is_ok() { &core.stats.success } else { &core.stats.fail };
-            of_outcome.add(1, job.queued_at.elapsed());
+            match &answer {
+                Ok(_) => core.stats.succeeded(job.queued_at.elapsed()),
+                Err(_) => core.stats.fail.add(1, job.queued_at.elapsed()),
+            }
             answers.push((job.reply, answer));
         }
         // The model goes first, so that a caller who has the answer holds the last reference.
