@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::{
     Measurement, ModelProfile, ModelStats,
     backend::Program,
+    batch,
     cost::Costs,
     health::Health,
     response_cache::{Lookup, ModelCache},
@@ -198,12 +199,12 @@ impl LoadedModel {
 impl Core {
     /// The rows of a call, and what tells it from calls that it cannot share a batch with; `None` where it runs alone.
     fn group(&self, inputs: &[Tensor]) -> (usize, Option<u64>) {
-        let rows = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(1);
         if self.sizes.is_empty() {
             return (1, None);
         }
-        if rows == 0 || !self.is_varied {
-            return (rows, (rows > 0).then_some(0));
+        let Some(rows) = batch::rows_of(inputs).filter(|rows| *rows > 0) else { return (1, None) };
+        if !self.is_varied {
+            return (rows, Some(0));
         }
         // Keyed anew in each process: nobody can find shapes that collide.
         static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
