@@ -84,8 +84,8 @@ impl<J: Waiting> Queue<J> {
     }
 }
 
-/// What a call adds to the work that waits: under a backlog its rows run in the largest batches. It is no more than what
-/// is left until the deadline, when the call ends however it stands.
+/// What a call adds to the work that waits: under a backlog its rows run in the largest batches. It is no more than is
+/// left until the deadline, when the call ends however it stands.
 pub(super) fn backlog_cost(job: &impl Waiting, ask: &Ask<'_>, now: Instant) -> u64 {
     let largest = job.sizes().last().map_or(1, |size| (*size).max(1)) as usize;
     let ns = match ask.rows >= largest {
