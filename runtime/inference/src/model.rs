@@ -20,11 +20,15 @@ use tokio::sync::oneshot;
 use crate::{
     Measurement, ModelProfile, ModelStats,
     backend::Program,
+    batch,
     cost::Costs,
     health::Health,
     response_cache::{Lookup, ModelCache},
     scheduler::{Answer, Ask, Job, Pending, Refusal, Scheduler, Ticket},
 };
+
+/// A call with more rows than this counts as one with so many.
+const ROWS_MAX: usize = 1 << 32;
 
 /// What a model's calls on the compute threads share.
 pub(crate) struct Core {
@@ -37,7 +41,7 @@ pub(crate) struct Core {
     pub(crate) costs: Costs,
     pub(crate) health: Health,
     pub(crate) stats: Arc<ModelStats>,
-    /// Axes other than the first may differ from call to call.
+    /// Axes other than that of the rows may differ from call to call.
     is_varied: bool,
 }
 
@@ -63,11 +67,15 @@ impl LoadedModel {
         stats.loads.fetch_add(1, Relaxed);
         let (batching, memory_bytes) = (program.batching().clone(), program.footprint().bytes());
         let (operators, parameters) = (program.operators().clone(), program.parameters());
-        let curve = batching.curve.iter().map(|cost| (cost.size, (cost.us * 1e3) as u64));
-        let costs = Costs::new(curve);
-        let sizes = batching.sizes.iter().copied().filter(|size| *size > 1).collect();
+        let sizes: Vec<u32> = batching.sizes.iter().copied().filter(|size| *size > 1).collect();
         let inputs = &program.contract().signature.inputs;
-        let is_varied = inputs.iter().any(|input| input.shape.iter().skip(1).any(|size| *size < 0));
+        // The rows of a model without batches are part of the width.
+        let fixed = usize::from(!sizes.is_empty());
+        let is_free = |size: &i64| *size < 0;
+        let is_varied = inputs.iter().any(|input| input.shape.iter().skip(fixed).any(is_free));
+        // What samples took says little of calls of other shapes.
+        let curve = batching.curve.iter().filter(|_| !is_varied);
+        let costs = Costs::new(curve.map(|cost| (cost.size, (cost.us * 1e3) as u64)));
         let core = Core {
             id: NEXT.fetch_add(1, Relaxed),
             program,
@@ -158,7 +166,7 @@ impl LoadedModel {
                 return Err(refusal);
             }
             let inputs = core.program.contract().order(inputs)?;
-            let (rows, group) = core.group(&inputs);
+            let (rows, width, group) = core.group(&inputs);
             let (reply, answer) = oneshot::channel();
             let stats = core.stats.clone();
             let ask = Ask {
@@ -173,7 +181,8 @@ impl LoadedModel {
                 floor_ns: core.costs.floor_ns(),
             };
             let (queued_at, pending) = (Instant::now(), Pending::new(stats.clone()));
-            let job = Job { core, tenant, inputs, rows, deadline, queued_at, reply, pending };
+            let job =
+                Job { core, tenant, inputs, rows, width, deadline, queued_at, reply, pending };
             let ticket = match scheduler.push(&ask, job) {
                 Ok(ticket) => ticket,
                 Err((job, refusal)) => {
@@ -196,20 +205,31 @@ impl LoadedModel {
 }
 
 impl Core {
-    /// The rows of a call, and what tells it from calls that it cannot share a batch with; `None` where it runs alone.
-    fn group(&self, inputs: &[Tensor]) -> (usize, Option<u64>) {
-        let rows = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(1);
+    /// The rows of a call and their width, and what tells it from calls that it cannot share a batch with; `None` where
+    /// it runs alone.
+    fn group(&self, inputs: &[Tensor]) -> (usize, usize, Option<u64>) {
+        let elements = || {
+            let of = |input: &Tensor| input.data().len() / input.datatype().size().max(1);
+            inputs.iter().map(of).fold(0usize, usize::saturating_add)
+        };
         if self.sizes.is_empty() {
-            return (1, None);
+            return (1, if self.is_varied { elements() } else { 1 }, None);
         }
-        if rows == 0 || !self.is_varied {
-            return (rows, (rows > 0).then_some(0));
+        let first = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(1);
+        // A shape with a zero in it may name any number of rows.
+        let rows = first.min(ROWS_MAX);
+        let width = if self.is_varied { elements() / rows.max(1) } else { 1 };
+        if batch::rows_of(inputs).is_none_or(|rows| rows == 0 || rows > ROWS_MAX) {
+            return (rows, width, None);
+        }
+        if !self.is_varied {
+            return (rows, width, Some(0));
         }
         // Keyed anew in each process: nobody can find shapes that collide.
         static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         let rest: Vec<&[usize]> =
             inputs.iter().map(|input| input.shape().get(1..).unwrap_or_default()).collect();
-        (rows, Some(HASHER.hash_one(rest)))
+        (rows, width, Some(HASHER.hash_one(rest)))
     }
 }
 

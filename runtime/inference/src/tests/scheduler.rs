@@ -205,6 +205,43 @@ async fn shapes_that_differ_do_not_mix() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uneven_inputs_move_nobody_elses_rows() {
+    let plane = plane(1, 1024);
+    // tract cannot tell that the second axes agree, and so makes a plan for each set of shapes.
+    let model = bytes(GraphProto {
+        node: vec![with_int(node("Concat", &["a", "b"], &["y"]), "axis", 2)],
+        input: vec![
+            value("a", Onnx::Float, &[D::N("N"), D::N("S"), D::F(1)]),
+            value("b", Onnx::Float, &[D::N("N"), D::N("T"), D::F(1)]),
+        ],
+        output: vec![value("y", Onnx::Float, &[D::N("N"), D::N("S"), D::F(2)])],
+        ..Default::default()
+    });
+    let model = plane.inspect(model).await.unwrap();
+    assert!(model.profile().batching.sizes.contains(&4), "{:?}", model.profile().batching);
+    let busy = busy(&plane).await;
+    let call = |tenant: &str, a: u64, b: u64, mark: f32| {
+        let inputs = [("a", a, mark), ("b", b, mark + 0.5)];
+        let inputs = inputs.map(|(name, n, mark)| f32s(name, &[n, 1, 1], &vec![mark; n as usize]));
+        tokio::spawn(model.infer(request_of(tenant, inputs.into())))
+    };
+    let uneven = call("acme", 2, 1, 1.);
+    let victims = [call("beta", 1, 1, 2.), call("delta", 1, 1, 3.)];
+    let other = call("gamma", 1, 2, 4.);
+    depth(&plane, 2).await;
+    busy.abort();
+    for (victim, mark) in victims.into_iter().zip([2f32, 3.]) {
+        let output = victim.await.unwrap().unwrap();
+        assert_eq!(output.outputs, [f32s("y", &[1, 1, 2], &[mark, mark + 0.5])]);
+        assert_eq!(output.batch_size, 2);
+    }
+    for call in [uneven, other] {
+        let error = call.await.unwrap().unwrap_err();
+        assert!(matches!(error, InferenceError::InvalidArgument(_)), "{error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tenants_that_keep_apart_share_no_batch() {
     let plane = plane(1, 1024);
     let model = plane.inspect(adder()).await.unwrap();
