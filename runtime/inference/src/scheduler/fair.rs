@@ -195,6 +195,11 @@ impl Fair {
         }
     }
 
+    /// Whether the tenant has had more than it was due.
+    pub(super) fn owes(&self, id: TenantId) -> bool {
+        self.account(id).is_some_and(|account| account.balance_ns < 0)
+    }
+
     /// A call of the tenant begins, for which it is charged an estimate.
     pub(super) fn begin(&mut self, id: TenantId, estimate_ns: u64) {
         if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
