@@ -40,7 +40,8 @@ fn a_model_shows_what_is_in_it_and_what_batches_take() {
         .iter()
         .map(|c| c["size"].as_u64().unwrap())
         .collect();
-    assert_eq!(sizes, [1, 2, 4, 8, 16, 32]);
+    // How far it gets in its time depends on how busy the machine is.
+    assert!(sizes.len() > 1 && [1, 2, 4, 8, 16, 32].starts_with(&sizes), "{sizes:?}");
     assert!(shown["batching"]["curve"][0]["us"].as_f64().unwrap() > 0.0);
     assert_eq!(shown["batching"]["sizes"][0], 1);
     // A model whose first axis is fixed says why it is not batched.

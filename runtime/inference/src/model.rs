@@ -12,8 +12,8 @@ use std::{
 };
 
 use sandpiper_domain::{
-    BoxFuture, InferenceError, InferenceRequest, Model, ModelOptions, ModelSignature, TenantName,
-    Tensor,
+    BoxFuture, BriefRuns, InferenceError, InferenceRequest, Model, ModelOptions, ModelSignature,
+    TenantName, Tensor,
 };
 use tokio::sync::oneshot;
 
@@ -43,7 +43,13 @@ pub(crate) struct Core {
     pub(crate) stats: Arc<ModelStats>,
     /// Axes other than that of the rows may differ from call to call.
     is_varied: bool,
+    /// What it takes depends on its rows alone.
+    is_steady: bool,
 }
+
+/// A call that takes no more than this is brief: handing it to a compute thread and back takes about as long, for two
+/// threads have to be woken.
+const BRIEF_NS: u64 = 100_000;
 
 /// One model version, parsed and optimised. Every function and request that uses the version shares it.
 pub struct LoadedModel {
@@ -72,10 +78,13 @@ impl LoadedModel {
         // The rows of a model without batches are part of the width.
         let fixed = usize::from(!sizes.is_empty());
         let is_free = |size: &i64| *size < 0;
-        let is_varied = inputs.iter().any(|input| input.shape.iter().skip(fixed).any(is_free));
+        let is_free_from =
+            |axis: usize| inputs.iter().any(|input| input.shape.iter().skip(axis).any(is_free));
+        let is_varied = is_free_from(fixed);
         // What samples took says little of calls of other shapes.
         let curve = batching.curve.iter().filter(|_| !is_varied);
         let costs = Costs::new(curve.map(|cost| (cost.size, (cost.us * 1e3) as u64)));
+        let is_steady = !is_free_from(1) && program.is_steady();
         let core = Core {
             id: NEXT.fetch_add(1, Relaxed),
             program,
@@ -85,6 +94,7 @@ impl LoadedModel {
             health: Health::default(),
             stats,
             is_varied,
+            is_steady,
         };
         let profile = Arc::new(ModelProfile { operators, parameters, memory_bytes, batching });
         let (core, options) = (Arc::new(core), options.clone());
@@ -160,7 +170,8 @@ impl LoadedModel {
     fn compute(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
         let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
         Box::pin(async move {
-            let InferenceRequest { tenant, share, deadline, inputs, batch_with_others } = request;
+            let InferenceRequest { tenant, share, deadline, inputs, batch_with_others, brief } =
+                request;
             if let Some(refusal) = core.health.refusal(&tenant) {
                 core.stats.rejected.fetch_add(1, Relaxed);
                 return Err(refusal);
@@ -180,16 +191,31 @@ impl LoadedModel {
                 delay: core.delay,
                 floor_ns: core.costs.floor_ns(),
             };
+            let claim = match &brief {
+                BriefRuns::Elsewhere => None,
+                BriefRuns::Later(place) if !place.is_vacant() => None,
+                _ => core.brief_ns(&inputs, width).and_then(|ns| scheduler.claim(&ask, ns)),
+            };
             let (queued_at, pending) = (Instant::now(), Pending::new(stats.clone()));
             let job =
                 Job { core, tenant, inputs, rows, width, deadline, queued_at, reply, pending };
-            let ticket = match scheduler.push(&ask, job) {
-                Ok(ticket) => ticket,
-                Err((job, refusal)) => {
-                    drop(job);
-                    stats.rejected.fetch_add(1, Relaxed);
-                    return Err(refused(refusal));
+            let ticket = match (claim, brief) {
+                (Some(claim), BriefRuns::Later(deferred)) => {
+                    deferred.put(move || claim.run(job));
+                    None
                 }
+                (Some(claim), _) => {
+                    claim.run(job);
+                    None
+                }
+                (None, _) => match scheduler.push(&ask, job) {
+                    Ok(ticket) => Some(ticket),
+                    Err((job, refusal)) => {
+                        drop(job);
+                        stats.rejected.fetch_add(1, Relaxed);
+                        return Err(refused(refusal));
+                    }
+                },
             };
             let mut waiting = Waiting { scheduler, ticket, stats, over: false };
             let answer = answer.await;
@@ -205,6 +231,20 @@ impl LoadedModel {
 }
 
 impl Core {
+    /// What a call on these inputs is expected to take, if it is brief and no other call of the model waits or runs: one
+    /// that does may be worth a batch.
+    fn brief_ns(&self, inputs: &[Tensor], width: usize) -> Option<u64> {
+        if !self.is_steady || self.stats.pending.load(Relaxed) > 0 {
+            return None;
+        }
+        let specs = &self.program.contract().signature.inputs;
+        let is_one_row = specs.iter().zip(inputs).all(|(spec, input)| {
+            spec.shape.first().is_none_or(|size| *size >= 0) || input.shape().first() == Some(&1)
+        });
+        let ns = self.costs.estimate_ns(1, width);
+        (is_one_row && (1..=BRIEF_NS).contains(&ns)).then_some(ns)
+    }
+
     /// The rows of a call and their width, and what tells it from calls that it cannot share a batch with; `None` where
     /// it runs alone.
     fn group(&self, inputs: &[Tensor]) -> (usize, usize, Option<u64>) {
@@ -245,7 +285,8 @@ fn refused(refusal: Refusal) -> InferenceError {
 /// Takes the call back when its future is dropped before the answer is there.
 struct Waiting {
     scheduler: Arc<Scheduler>,
-    ticket: Ticket,
+    /// `None` where the call does not wait in the queue.
+    ticket: Option<Ticket>,
     stats: Arc<ModelStats>,
     over: bool,
 }
@@ -254,7 +295,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.over {
             self.stats.cancelled.fetch_add(1, Relaxed);
-            drop(self.scheduler.cancel(self.ticket));
+            drop(self.ticket.and_then(|ticket| self.scheduler.cancel(ticket)));
         }
     }
 }

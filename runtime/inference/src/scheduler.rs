@@ -23,7 +23,7 @@ use std::{
 };
 
 pub(crate) use queue::{Ask, Refusal, Ticket};
-use queue::{Limits, Picked, Queue};
+use queue::{Charge, Limits, Picked, Queue};
 pub(crate) use run::{Answer, Job, Pending, thread_cpu_ns};
 
 /// Running deep graphs recurses. The memory is reserved, not used, until a model needs it.
@@ -129,6 +129,17 @@ impl Scheduler {
         outcome
     }
 
+    /// Lets a brief call run where it was made, if its tenant is due.
+    pub(crate) fn claim(&self, ask: &Ask<'_>, estimate_ns: u64) -> Option<Claim> {
+        let mut state = self.shared.lock();
+        if state.closed {
+            return None;
+        }
+        let charge = state.queue.begin_here(ask, estimate_ns)?;
+        drop(state);
+        Some(Claim { shared: self.shared.clone(), charge, measured_ns: 0 })
+    }
+
     /// Takes back a call that no thread has begun; its place is free at once.
     pub(crate) fn cancel(&self, ticket: Ticket) -> Option<Job> {
         self.shared.lock().queue.cancel(ticket)
@@ -142,6 +153,30 @@ impl Scheduler {
     /// Calls of tenants of this band that wait.
     pub(crate) fn depth_of(&self, band: sandpiper_domain::Band) -> usize {
         self.shared.lock().queue.len_of(band)
+    }
+}
+
+/// A call that runs where it was made. Its tenant pays for what it took, which is nothing if it never ran.
+pub(crate) struct Claim {
+    shared: Arc<Shared>,
+    charge: Charge,
+    measured_ns: u64,
+}
+
+impl Claim {
+    /// Runs the call on this thread and answers it.
+    pub(crate) fn run(mut self, job: Job) {
+        let began = thread_cpu_ns();
+        if catch_unwind(AssertUnwindSafe(|| run::run(vec![job]))).is_err() {
+            tracing::error!("a call of the inference plane panicked; its thread goes on");
+        }
+        self.measured_ns = thread_cpu_ns().saturating_sub(began);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shared.lock().queue.settle(&[self.charge], &[self.measured_ns]);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 use sandpiper_domain::{
-    Band, DataType, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
+    Band, BriefRuns, DataType, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
     NamedTensor, Share, Tensor,
 };
 use tract_onnx::pb::{
@@ -246,7 +246,14 @@ pub(crate) fn request(inputs: Vec<NamedTensor>) -> InferenceRequest {
 pub(crate) fn request_of(tenant: &str, inputs: Vec<NamedTensor>) -> InferenceRequest {
     let share = Share { weight: 1, band: Band::Normal };
     let tenant = tenant.parse().unwrap();
-    InferenceRequest { tenant, share, deadline: None, inputs, batch_with_others: true }
+    InferenceRequest {
+        tenant,
+        share,
+        deadline: None,
+        inputs,
+        batch_with_others: true,
+        brief: BriefRuns::Elsewhere,
+    }
 }
 
 /// Loads a model on a plane of one thread.

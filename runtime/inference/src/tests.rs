@@ -1,5 +1,6 @@
 //! The plane as its callers see it.
 
+mod brief;
 mod hostile;
 mod models;
 mod mutations;

@@ -71,6 +71,12 @@ impl Program for TractProgram {
         &self.batching
     }
 
+    fn is_steady(&self) -> bool {
+        const VALUES_DECIDE: [&str; 3] = ["If", "Loop", "Scan"];
+        let decides = VALUES_DECIDE.iter().any(|operator| self.operators.contains_key(*operator));
+        matches!(&self.plans, Plans::One(plan) if plan.has_settled_sizes() && !decides)
+    }
+
     fn footprint(&self) -> &Arc<Footprint> {
         &self.footprint
     }

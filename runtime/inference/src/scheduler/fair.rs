@@ -210,6 +210,11 @@ impl Fair {
         }
     }
 
+    /// Whether the tenant has had more than it was due.
+    pub(super) fn owes(&self, id: TenantId) -> bool {
+        self.account(id).is_some_and(|account| account.left_ns() < 0)
+    }
+
     /// A call of the tenant begins; the estimate stands against its account until it has ended.
     pub(super) fn begin(&mut self, id: TenantId, estimate_ns: u64) {
         if let Some(account) = self.account_mut(id) {

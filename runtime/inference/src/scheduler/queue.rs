@@ -80,7 +80,7 @@ pub(crate) struct Picked<J> {
     pub(crate) estimate_ns: u64,
 }
 
-/// One call's part.
+/// One call's part. An estimate of 0 is no charge at all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Charge {
     tenant: TenantId,
@@ -223,6 +223,22 @@ impl<J: Waiting> Queue<J> {
         Ok(Ticket(ticket))
     }
 
+    /// Begins a brief call where it was made, so that it takes no place. The tenant must be due: it has no call that waits,
+    /// and where others wait it stands in the normal band and owes nothing. It is charged only where others wait, as a
+    /// tenant alone is never in debt.
+    pub(crate) fn begin_here(&mut self, ask: &Ask<'_>, estimate_ns: u64) -> Option<Charge> {
+        let tenant = self.fair.tenant(ask.tenant, ask.share.weight);
+        let others_wait = !self.entries.is_empty();
+        let must_wait = others_wait && (ask.share.band == Band::Low || self.fair.owes(tenant));
+        if must_wait || self.of_tenant.contains_key(&tenant) {
+            return None;
+        }
+        let estimate_ns = if others_wait { estimate_ns.max(1) } else { 0 };
+        self.fair.claim(tenant);
+        self.fair.begin(tenant, estimate_ns);
+        Some(Charge { tenant, estimate_ns })
+    }
+
     /// Takes back a call that has not begun; its place is free at once.
     pub(crate) fn cancel(&mut self, ticket: Ticket) -> Option<J> {
         Some(self.remove(ticket.0)?.job)
@@ -261,7 +277,7 @@ impl<J: Waiting> Queue<J> {
         for ticket in tickets {
             let Some(entry) = self.entries.get(&ticket) else { continue };
             let part = estimate_ns as u128 * entry.rows as u128 / total.max(1) as u128;
-            let part = u64::try_from(part).unwrap_or(u64::MAX).min(ESTIMATE_NS_MAX);
+            let part = u64::try_from(part).unwrap_or(u64::MAX).clamp(1, ESTIMATE_NS_MAX);
             let charge = Charge { tenant: entry.tenant, estimate_ns: part };
             // Before the call waits no more: a tenant without a call loses what is left of its turn.
             self.fair.claim(charge.tenant);
@@ -276,7 +292,10 @@ impl<J: Waiting> Queue<J> {
     /// What was charged is set right: `measured_ns` has the calls of `bill` in their order.
     pub(crate) fn settle(&mut self, bill: &[Charge], measured_ns: &[u64]) {
         for (place, charge) in bill.iter().enumerate() {
-            let measured_ns = measured_ns.get(place).copied().unwrap_or(0);
+            let measured_ns = match charge.estimate_ns {
+                0 => 0,
+                _ => measured_ns.get(place).copied().unwrap_or(0),
+            };
             self.fair.end(charge.tenant, charge.estimate_ns, measured_ns);
             self.fair.unclaim(charge.tenant);
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::{collection::vec, prelude::*};
 use sandpiper_domain::{Band, Share, TenantName};
 
-use super::queue::{Ask, LOW_BAND_WAIT, Limits, Picked, Queue, Refusal, Ticket, Waiting};
+use super::queue::{Ask, Charge, LOW_BAND_WAIT, Limits, Picked, Queue, Refusal, Ticket, Waiting};
 
 const LIMITS: Limits = Limits { node: 1000, model: 1000, tenant: 1000, threads: 1 };
 
@@ -296,4 +296,43 @@ fn what_cannot_be_in_time_is_refused() {
     let mut expired = Vec::new();
     house.queue.expire(now + Duration::from_millis(4), &mut expired);
     assert_eq!(expired.iter().map(|call| call.tenant).collect::<Vec<_>>(), [3, 1]);
+}
+
+/// A call that asks to run where it was made.
+fn claim(house: &mut House, tenant: usize, share: Share) -> Option<Charge> {
+    let name = name(tenant);
+    let ask = Ask {
+        tenant: &name,
+        share,
+        model: 2,
+        rows: 1,
+        group: None,
+        with_others: true,
+        deadline: None,
+        delay: Duration::ZERO,
+        floor_ns: 0,
+    };
+    house.queue.begin_here(&ask, 10_000)
+}
+
+#[test]
+fn a_brief_call_runs_at_once_where_its_tenant_is_due() {
+    let mut house = House::new(LIMITS);
+    // Alone, a tenant pays nothing for it.
+    for _ in 0..1000 {
+        let charge = claim(&mut house, 0, normal(1)).unwrap();
+        house.queue.settle(&[charge], &[10_000_000]);
+    }
+    house.push(1, normal(1), 1_000_000).unwrap();
+    // Others wait: the first one is for nothing, and the debt that it leaves has to be paid before the next.
+    let charge = claim(&mut house, 0, normal(1)).unwrap();
+    house.queue.settle(&[charge], &[50_000]);
+    assert!(claim(&mut house, 0, normal(1)).is_none());
+    assert!(claim(&mut house, 2, low(1)).is_none());
+    // Nobody overtakes his own call.
+    assert!(claim(&mut house, 1, normal(1)).is_none());
+    // What never ran is paid back.
+    let charge = claim(&mut house, 3, normal(1)).unwrap();
+    house.queue.settle(&[charge], &[0]);
+    assert!(claim(&mut house, 3, normal(1)).is_some());
 }

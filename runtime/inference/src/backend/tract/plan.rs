@@ -110,6 +110,11 @@ impl Plan {
         self.carries_rows
     }
 
+    /// Whether the shapes of the inputs decide the sizes of all values.
+    pub(super) fn has_settled_sizes(&self) -> bool {
+        self.late.is_empty()
+    }
+
     /// What an output is known to be.
     pub(super) fn output(&self, index: usize) -> TractResult<&TypedFact> {
         self.runnable.model().output_fact(index)
