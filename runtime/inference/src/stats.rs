@@ -10,6 +10,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+/// One row more than the largest batch that the scheduler makes. Calls may have any number of rows of their own, and
+/// each number that is told apart takes memory and a line in the answers about statistics.
+pub(crate) const BATCH_LARGER: usize = 33;
+
 /// A count of events and the time they took together.
 #[derive(Debug, Default)]
 pub struct Timing {
@@ -114,7 +118,7 @@ impl ModelStats {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_inference_ms.store(now.as_millis() as u64, Relaxed);
         let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-        let times = batches.entry(rows).or_default();
+        let times = batches.entry(rows.min(BATCH_LARGER)).or_default();
         times.count += 1;
         times.input_ns += input.as_nanos() as u64;
         times.infer_ns += infer.as_nanos() as u64;
@@ -126,7 +130,7 @@ impl ModelStats {
         self.last_inference_ms.load(Relaxed)
     }
 
-    /// The runs by batch size.
+    /// The runs by batch size. Runs of 33 rows and more, which are calls that ran alone, are counted together under 33.
     pub fn batches(&self) -> BTreeMap<usize, BatchTimes> {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -145,5 +149,18 @@ mod tests {
         let within: Vec<u64> = (0..7).map(|bound| stats.answered_within(bound)).collect();
         assert_eq!(within, [2, 3, 4, 4, 5, 5, 6]);
         assert_eq!(stats.success.get().0, 6);
+    }
+
+    #[test]
+    fn the_sizes_that_are_told_apart_are_few() {
+        let stats = ModelStats::default();
+        let no_time = Duration::ZERO;
+        (1..10_000).for_each(|rows| stats.ran(rows, no_time, no_time, no_time));
+        let batches = stats.batches();
+        assert_eq!(
+            batches.keys().copied().collect::<Vec<_>>(),
+            (1..=BATCH_LARGER).collect::<Vec<_>>()
+        );
+        assert_eq!((batches[&32].count, batches[&BATCH_LARGER].count), (1, 9_967));
     }
 }

@@ -128,6 +128,7 @@ async fn ask(plane: &InferencePlane, number: u32, tally: &Arc<Tally>) -> anyhow:
         deadline: None,
         inputs: vec![NamedTensor { name: "x".to_owned(), tensor }],
         batch_with_others: true,
+        brief: Default::default(),
     };
     let answer = model.infer(request).await?;
     let output = answer.outputs.first().context("no output")?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use sandpiper_domain::{
-    Band, InferenceRequest, Model, ModelRef, NamedTensor, Scope, Selector, TensorSpec,
+    Band, BriefRuns, InferenceRequest, Model, ModelRef, NamedTensor, Scope, Selector, TensorSpec,
 };
 
 use super::{Caller, OipError, error::shown};
@@ -226,6 +226,7 @@ async fn run(
         deadline: Some(deadline),
         inputs,
         batch_with_others,
+        brief: BriefRuns::Here,
     };
     let output = model.infer(request).await?;
     if let Some(access) = access {
