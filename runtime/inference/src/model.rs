@@ -231,8 +231,8 @@ impl LoadedModel {
 }
 
 impl Core {
-    /// What a call on these inputs is expected to take, if it is brief and no other call of the model waits or runs: one
-    /// that does may be worth a batch.
+    /// What a call on these inputs is expected to take, if it is brief and no other call of the model waits or runs:
+    /// one that does may be worth a batch.
     fn brief_ns(&self, inputs: &[Tensor], width: usize) -> Option<u64> {
         if !self.is_steady || self.stats.pending.load(Relaxed) > 0 {
             return None;
