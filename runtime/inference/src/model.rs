@@ -185,8 +185,7 @@ impl LoadedModel {
                 Job { core, tenant, inputs, rows, width, deadline, queued_at, reply, pending };
             let ticket = match scheduler.push(&ask, job) {
                 Ok(ticket) => ticket,
-                Err((job, refusal)) => {
-                    drop(job);
+                Err(refusal) => {
                     stats.rejected.fetch_add(1, Relaxed);
                     return Err(refused(refusal));
                 }
