@@ -210,8 +210,7 @@ impl LoadedModel {
                 }
                 (None, _) => match scheduler.push(&ask, job) {
                     Ok(ticket) => Some(ticket),
-                    Err((job, refusal)) => {
-                        drop(job);
+                    Err(refusal) => {
                         stats.rejected.fetch_add(1, Relaxed);
                         return Err(refused(refusal));
                     }

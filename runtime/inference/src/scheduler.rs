@@ -109,13 +109,13 @@ impl Scheduler {
         Ok(scheduler)
     }
 
-    /// Queues a call, or gives it back with the reason.
-    pub(crate) fn push(&self, ask: &Ask<'_>, job: Job) -> Result<Ticket, (Job, Refusal)> {
+    /// Queues a call, or says why not.
+    pub(crate) fn push(&self, ask: &Ask<'_>, job: Job) -> Result<Ticket, Refusal> {
         let now = Instant::now();
         let mut expired = Vec::new();
         let mut state = self.shared.lock();
         if state.closed {
-            return Err((job, Refusal::Full));
+            return Err(Refusal::Full);
         }
         state.queue.expire(now, &mut expired);
         let free_in = state.free_in(now);
@@ -126,7 +126,8 @@ impl Scheduler {
             self.shared.ready.notify_one();
         }
         expired.into_iter().for_each(Job::expire);
-        outcome
+        // A refused call is dropped here, where no lock is held.
+        outcome.map_err(|(_, refusal)| refusal)
     }
 
     /// Lets a brief call run where it was made, if its tenant is due.

@@ -244,8 +244,10 @@ impl Batch {
 
     /// Divides what was in vain, and tells the model's health how it went.
     fn judge(&mut self) {
-        let ends =
-            self.calls.iter().map(|call| call.is_live.then(|| matches!(call.answer, Some(Ok(_)))));
+        let ends = self
+            .calls
+            .iter()
+            .map(|call| call.is_live.then_some(matches!(call.answer, Some(Ok(_)))));
         let (payers, part_ns) = payers(self.wasted_ns, ends);
         for place in payers {
             self.calls[place].cpu_ns += part_ns;

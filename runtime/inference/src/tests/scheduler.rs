@@ -220,23 +220,21 @@ async fn uneven_inputs_move_nobody_elses_rows() {
     let model = plane.inspect(model).await.unwrap();
     assert!(model.profile().batching.sizes.contains(&4), "{:?}", model.profile().batching);
     let busy = busy(&plane).await;
-    let call = |tenant: &str, a: u64, b: u64, mark: f32| {
+    let call = |(tenant, a, b, mark): (&str, u64, u64, f32)| {
         let inputs = [("a", a, mark), ("b", b, mark + 0.5)];
         let inputs = inputs.map(|(name, n, mark)| f32s(name, &[n, 1, 1], &vec![mark; n as usize]));
-        tokio::spawn(model.infer(request_of(tenant, inputs.into())))
+        let mut call = model.infer(request_of(tenant, inputs.into()));
+        // The first look queues the call, so that they wait in this order. Together, both inputs would have four rows.
+        let refused = (&mut call).now_or_never();
+        async move { if let Some(answer) = refused { answer } else { call.await } }
     };
-    let uneven = call("acme", 2, 1, 1.);
-    let victims = [call("beta", 1, 1, 2.), call("delta", 1, 1, 3.)];
-    let other = call("gamma", 1, 2, 4.);
-    depth(&plane, 2).await;
+    let calls = [("acme", 2, 1, 1.), ("beta", 1, 1, 2.), ("gamma", 1, 2, 3.)].map(call);
     busy.abort();
-    for (victim, mark) in victims.into_iter().zip([2f32, 3.]) {
-        let output = victim.await.unwrap().unwrap();
-        assert_eq!(output.outputs, [f32s("y", &[1, 1, 2], &[mark, mark + 0.5])]);
-        assert_eq!(output.batch_size, 2);
-    }
-    for call in [uneven, other] {
-        let error = call.await.unwrap().unwrap_err();
+    let [uneven, victim, other] = calls;
+    let output = victim.await.unwrap();
+    assert_eq!(output.outputs, [f32s("y", &[1, 1, 2], &[2., 2.5])]);
+    for answer in [uneven.await, other.await] {
+        let error = answer.unwrap_err();
         assert!(matches!(error, InferenceError::InvalidArgument(_)), "{error:?}");
     }
 }
