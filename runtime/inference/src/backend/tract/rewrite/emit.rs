@@ -1,6 +1,6 @@
 //! Reads attributes of nodes, and writes new nodes and weights.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, attribute_proto::AttributeType,
@@ -109,11 +109,13 @@ pub(super) struct Emit<'a> {
     names: &'a mut Names,
     nodes: Vec<NodeProto>,
     weights: Vec<TensorProto>,
+    matrices: HashMap<String, String>,
 }
 
 impl<'a> Emit<'a> {
     pub(super) fn new(opset: i64, names: &'a mut Names) -> Self {
-        Emit { opset, names, nodes: Vec::new(), weights: Vec::new() }
+        let (nodes, weights, matrices) = (Vec::new(), Vec::new(), HashMap::new());
+        Emit { opset, names, nodes, weights, matrices }
     }
 
     pub(super) fn names(&mut self) -> &mut Names {
@@ -224,6 +226,18 @@ impl<'a> Emit<'a> {
         let (axes, attributes) = self.last();
         let inputs: Vec<&str> = std::iter::once(input).chain(axes.as_deref()).collect();
         self.node_to("Squeeze", &inputs, output, attributes);
+    }
+
+    /// The value with two axes at least: a vector becomes one row. Made once for each value, since some models take
+    /// hundreds of columns one by one.
+    pub(super) fn as_matrix(&mut self, input: &str) -> String {
+        if let Some(matrix) = self.matrices.get(input) {
+            return matrix.clone();
+        }
+        let shape = self.integers(&[2], &[1, 1]);
+        let matrix = self.op("Expand", &[input, &shape]);
+        self.matrices.insert(input.to_owned(), matrix.clone());
+        matrix
     }
 
     /// The value as it is, where it is a matrix of so many columns; the model does not load or run on any other. It is

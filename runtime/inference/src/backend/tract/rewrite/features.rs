@@ -20,18 +20,17 @@ pub(super) fn extract(node: &NodeProto, graph: &GraphProto, emit: &mut Emit<'_>)
     }
     let places = emit.reshape(places, &[-1]);
     let along = vec![with_int("axis", -1)];
-    if rank.is_some_and(|rank| rank > 1) {
-        emit.node_to("Gather", &[data, &places], output, along);
-        return true;
-    }
-    let taken = emit.node("Gather", &[data, &places], along);
-    if rank == Some(1) {
-        let shape = emit.integers(&[2], &[1, -1]);
-        emit.op_to("Reshape", &[&taken, &shape], output);
-    } else {
-        // A vector becomes one row, and what has rows stays as it is.
-        let shape = emit.integers(&[2], &[1, 1]);
-        emit.op_to("Expand", &[&taken, &shape], output);
+    match rank {
+        Some(1) => {
+            let taken = emit.node("Gather", &[data, &places], along);
+            let shape = emit.integers(&[2], &[1, -1]);
+            emit.op_to("Reshape", &[&taken, &shape], output);
+        }
+        Some(_) => emit.node_to("Gather", &[data, &places], output, along),
+        None => {
+            let data = emit.as_matrix(data);
+            emit.node_to("Gather", &[&data, &places], output, along);
+        }
     }
     true
 }
