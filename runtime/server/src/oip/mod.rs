@@ -22,4 +22,7 @@ pub(crate) mod tensor;
 mod tests;
 
 pub(crate) use caller::Caller;
-pub(crate) use error::OipError;
+pub(crate) use error::{OipError, shown};
+pub(crate) use json::read_tensor;
+pub(crate) use request::Dims;
+pub(crate) use tensor::InputSpec;

@@ -96,9 +96,16 @@ struct OutputParameters {
 }
 
 /// A shape, of which no more is read than a tensor may have.
-struct Dims {
+pub(crate) struct Dims {
     sizes: [i64; RANK_MAX],
     rank: usize,
+}
+
+impl Dims {
+    /// The dimensions as they were sent.
+    pub(crate) fn sizes(&self) -> &[i64] {
+        &self.sizes[..self.rank]
+    }
 }
 
 impl<'de> Deserialize<'de> for Dims {
@@ -170,8 +177,7 @@ pub(super) fn unreadable(error: &serde_json::Error) -> OipError {
 
 impl Input<'_> {
     fn read(&self, binary: &mut BinaryPart<'_>) -> Result<NamedTensor, OipError> {
-        let sizes = &self.shape.sizes[..self.shape.rank];
-        let spec = InputSpec::new(&self.name, &self.datatype, sizes)?;
+        let spec = InputSpec::new(&self.name, &self.datatype, self.shape.sizes())?;
         let parameters = self.parameters.as_ref();
         if parameters.is_some_and(|parameters| parameters.shared_memory_region.is_some()) {
             return Err(no_shared_memory());
