@@ -122,7 +122,7 @@ fn samples_come_with_a_model_and_must_fit_it() {
 }
 
 #[test]
-fn samples_are_bounded_in_length_whatever_the_model_may_have() {
+fn samples_are_bounded_in_length_and_in_what_they_become() {
     let mut server = Server::start();
     let tenant = server.tenant("acme", "standard");
     let file = product(3, 0.5);
@@ -136,9 +136,12 @@ fn samples_are_bounded_in_length_whatever_the_model_may_have() {
         format!(r#"[{{"inputs":[{input}]}}]"#).into_bytes()
     };
     with(&samples("x", &[1, 3], &[1.; 3])).expect(201);
-    // 7 MiB of zeros are read, and counted.
+    let before = server.memory_peak_mib();
+    // 7 MiB of zeros: as a tree of JSON they would be hundreds.
     let message = with(&of_length(7 << 19)).refused(422, "invalid_sample").message();
     assert!(message.contains("sample 0, input `x`"), "{message}");
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 128, "the server went from {before} to {peak} MiB");
     // The tier's model may have 512 MiB; what comes beside it may have 8.
     let message = with(&of_length(9 << 19)).refused(413, "too_large").message();
     assert!(message.contains("8192 KiB"), "{message}");
