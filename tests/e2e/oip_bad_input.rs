@@ -2,7 +2,10 @@
 
 use std::{process::Command, time::Duration};
 
-use sandpiper_tests::{Answer, Connection, Server, Tenant, model};
+use sandpiper_tests::{
+    Answer, Connection, Server, Tenant, model,
+    onnx::{Dim, FLOAT, Onnx},
+};
 use serde_json::{Value, json};
 
 use crate::oip::{IRIS, iris, question, refused};
@@ -24,8 +27,9 @@ fn every_malformed_input_is_refused_with_words() {
     let mut server = Server::start();
     let tenant = iris(&server);
     for (more, words) in [
-        (json!({ "shape": [1, 5] }), "5 elements; 4 were given"),
-        (json!({ "shape": [1, 3] }), "3 elements; more were given"),
+        (json!({ "shape": [1, 5] }), "the model takes [-1, 4]"),
+        (json!({ "shape": [2, 4] }), "8 elements; 4 were given"),
+        (json!({ "data": [1, 2, 3, 4, 5] }), "4 elements; more were given"),
         (json!({ "shape": [2, 2] }), "shape"),
         (json!({ "shape": [4] }), "shape"),
         (json!({ "shape": [-1, 4] }), "negative"),
@@ -39,7 +43,7 @@ fn every_malformed_input_is_refused_with_words() {
         (json!({ "datatype": 7 }), "not as expected"),
         (json!({ "datatype": "FP64" }), "FP64"),
         (json!({ "datatype": "BF16" }), "BF16"),
-        (json!({ "datatype": "INT64" }), "element 0 is a number that it cannot hold"),
+        (json!({ "datatype": "INT64" }), "the model takes FP32"),
         (json!({ "datatype": "BYTES", "data": ["a", "b", "c", "d"] }), "BYTES"),
         (json!({ "datatype": "BYTES" }), "BYTES"),
         (json!({ "name": "Y" }), "no input `Y`"),
@@ -138,7 +142,7 @@ fn lengths_of_binary_tensors_must_add_up() {
     for (head, data, words) in [
         (head("FP32", "[1,4]", 12), vec![0; 12], "16 bytes; 12 were given"),
         (head("FP32", "[1,4]", u64::MAX), vec![0; 16], "16 are left"),
-        (head("FP32", "[4611686018427387904]", 0), vec![], "overflows"),
+        (head("FP32", "[4611686018427387904,4]", 0), vec![], "overflows"),
         (head("BYTES", "[1]", 6), b"\x09\0\0\0ab".to_vec(), "length is 9"),
         (head("BYTES", "[1]", 6), b"\xff\xff\xff\xffab".to_vec(), "length is 4294967295"),
         (head("BYTES", "[2]", 6), b"\x02\0\0\0ab".to_vec(), "2 elements; 1 were given"),
@@ -299,6 +303,49 @@ fn a_body_over_the_tenants_limit_is_refused() {
     let long = vec![b' '; (1 << 20) + 1];
     refused(tenant.client.call("POST", IRIS).body(&long).send(), 413);
     refused(tenant.client.call("POST", IRIS).chunked(&long).send(), 413);
+}
+
+/// A model whose output is 1024 times as long as its input.
+fn wide() -> Vec<u8> {
+    let graph = Onnx::default().node("MatMul", &["x", "w"], &["y"]);
+    let graph = graph.input("x", FLOAT, &[Dim::Named("n"), Dim::Fixed(1)]);
+    let graph = graph.output("y", FLOAT, &[Dim::Named("n"), Dim::Fixed(1024)]);
+    graph.floats("w", &[1, 1024], &[1.0; 1024]).build()
+}
+
+#[test]
+fn outputs_beyond_the_tier_are_refused_before_they_are_written() {
+    let mut server = Server::start();
+    // `free` has 8 MiB of tensors.
+    let tenant = server.tenant("small", "free");
+    tenant.put_model("wide", &wide()).expect(201);
+    let ask = |rows: usize, binary: bool| {
+        let input =
+            json!({ "name": "x", "shape": [rows, 1], "datatype": "FP32", "data": vec![0; rows] });
+        let body = json!({ "inputs": [input], "parameters": { "binary_data_output": binary } });
+        tenant.client.post_json("/v2/models/wide/infer", &body)
+    };
+    let before = server.memory_peak_mib();
+    for binary in [false, true] {
+        let said = refused(ask(2049, binary), 413);
+        assert!(said.contains("8 MiB of tensors"), "{said}");
+    }
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 64, "the server went from {before} to {peak} MiB");
+    let answer = ask(2048, true).expect(200);
+    assert!(answer.body.len() > 8 << 20);
+    server.still_runs();
+}
+
+#[test]
+fn a_request_that_outgrows_the_nodes_budget_is_refused() {
+    let server = Server::with_settings("protocol_mib = 8");
+    let tenant = iris(&server);
+    // A tenant has half of it, and a byte of JSON may become four of tensors.
+    let long = [input(json!({})).to_string().into_bytes(), vec![b' '; 1 << 20]].concat();
+    let said = refused(tenant.client.call("POST", IRIS).body(&long).send(), 413);
+    assert!(said.contains("more memory than a tenant may have"), "{said}");
+    good(&tenant);
 }
 
 #[test]

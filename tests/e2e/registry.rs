@@ -121,6 +121,34 @@ fn samples_come_with_a_model_and_must_fit_it() {
     server.still_runs();
 }
 
+#[test]
+fn samples_are_bounded_in_length_and_in_what_they_become() {
+    let mut server = Server::start();
+    let tenant = server.tenant("acme", "standard");
+    let file = product(3, 0.5);
+    let with = |samples: &[u8]| put(&tenant, "m", &[("model", &file), ("samples", samples)]);
+    let of_length = |elements: usize| {
+        let zeros = vec!["0"; elements].join(",");
+        let input = format!(
+            r#"{{"name":"x","shape":[{},3],"datatype":"FP32","data":[{zeros}]}}"#,
+            elements / 3 + 1
+        );
+        format!(r#"[{{"inputs":[{input}]}}]"#).into_bytes()
+    };
+    with(&samples("x", &[1, 3], &[1.; 3])).expect(201);
+    let before = server.memory_peak_mib();
+    // 7 MiB of zeros: as a tree of JSON they would be hundreds.
+    let message = with(&of_length(7 << 19)).refused(422, "invalid_sample").message();
+    assert!(message.contains("sample 0, input `x`"), "{message}");
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 128, "the server went from {before} to {peak} MiB");
+    // The tier's model may have 512 MiB; what comes beside it may have 8.
+    let message = with(&of_length(9 << 19)).refused(413, "too_large").message();
+    assert!(message.contains("8192 KiB"), "{message}");
+    with(&samples("x", &[1, 3], &[0.; 3])).expect(201);
+    server.still_runs();
+}
+
 const SMALL_LIMITS: &str = "trial_cpu_s = 1\ntrial_memory_mib = 256";
 
 #[test]

@@ -13,6 +13,8 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use sandpiper_domain::TenantLimits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::budget::TenantBytes;
+
 /// The longest a request waits at a gate. A client that gets its 429 sooner can do something about it.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -93,10 +95,14 @@ pub(crate) struct TenantAdmission {
     pub(crate) followers: Arc<Semaphore>,
     /// Streams of inferences that may be open at once; each may hold a message.
     pub(crate) streams: Arc<Semaphore>,
+    /// The tenant's part of the bytes of requests and answers.
+    pub(crate) bytes: Arc<TenantBytes>,
+    /// Its part of the threads that read and write long ones.
+    pub(crate) parsers: Arc<Semaphore>,
 }
 
 impl TenantAdmission {
-    pub(crate) fn new(limits: TenantLimits) -> Self {
+    pub(crate) fn new(limits: TenantLimits, bytes: Arc<TenantBytes>, parsers: usize) -> Self {
         let rate = limits.rate.and_then(|rate| {
             let quota = Quota::per_second(NonZeroU32::new(rate.per_s)?);
             Some(RateLimiter::direct(quota.allow_burst(NonZeroU32::new(rate.burst)?)))
@@ -109,6 +115,8 @@ impl TenantAdmission {
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             streams: Arc::new(Semaphore::new(limits.concurrency as usize)),
+            bytes,
+            parsers: Arc::new(Semaphore::new(parsers)),
         }
     }
 
@@ -147,9 +155,10 @@ mod tests {
     use sandpiper_domain::{Band, RateLimit};
 
     use super::*;
+    use crate::budget::ByteBudget;
 
     fn tenant(concurrency: u32, queue: u32, rate: Option<RateLimit>) -> TenantAdmission {
-        TenantAdmission::new(TenantLimits {
+        let limits = TenantLimits {
             concurrency,
             queue,
             rate,
@@ -160,7 +169,8 @@ mod tests {
             model_mib: 1,
             weight: 1,
             band: Band::Normal,
-        })
+        };
+        TenantAdmission::new(limits, ByteBudget::new(1 << 20).tenant(), 1)
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    num::NonZeroUsize,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use crate::{
     admission::TenantAdmission,
     api::Deployments,
+    budget::ByteBudget,
     config::{FileSettings, Settings},
     functions::FunctionRuntimes,
     model_metrics::ModelMetrics,
@@ -42,6 +44,11 @@ pub(crate) struct App {
     pub(crate) metrics: PrometheusHandle,
     pub(crate) model_metrics: ModelMetrics,
     pub(crate) settings: FileSettings,
+    /// The bytes of requests and answers of the inference protocol.
+    bytes: Arc<ByteBudget>,
+    /// The threads that read and write long ones.
+    pub(crate) parsers: Arc<Semaphore>,
+    parsers_max: usize,
     draining: watch::Sender<bool>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
@@ -82,6 +89,7 @@ impl App {
             memory_mib_max,
         };
         let sandboxes = Sandboxes::start(sandboxes, models.clone())?;
+        let parsers_max = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let app = Arc::new(App {
             catalog,
             inference,
@@ -92,6 +100,9 @@ impl App {
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
             model_metrics: ModelMetrics::default(),
+            bytes: ByteBudget::new(file.protocol_mib << 20),
+            parsers: Arc::new(Semaphore::new(parsers_max)),
+            parsers_max,
             settings: file,
             draining: watch::Sender::new(false),
             sweep_wanted: Arc::default(),
@@ -105,10 +116,14 @@ impl App {
 
     /// The gate of a tenant.
     pub(crate) fn admission(&self, tenant: &Tenant) -> Arc<TenantAdmission> {
-        let make = || Arc::new(TenantAdmission::new(tenant.limits));
-        let mut admission = self.tenants.entry(tenant.name.clone()).or_insert_with(make);
+        let make = |bytes| {
+            let parsers = self.parsers_max.div_ceil(2);
+            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers))
+        };
+        let entry = self.tenants.entry(tenant.name.clone());
+        let mut admission = entry.or_insert_with(|| make(self.bytes.tenant()));
         if !admission.is_for(&tenant.limits) {
-            *admission = make();
+            *admission = make(admission.bytes.clone());
         }
         admission.clone()
     }

@@ -56,6 +56,8 @@ pub(crate) struct FileSettings {
     pub(crate) models_mib: u64,
     /// Answers kept for models that ask for it, in MiB.
     pub(crate) response_cache_mib: u64,
+    /// Requests and answers of the inference protocol that are in memory, in MiB. A tenant has half of it at most.
+    pub(crate) protocol_mib: u64,
     /// What trying an upload may take beside what the size of its file explains: memory in MiB, processor time in
     /// seconds. 0 leaves the usual limit.
     pub(crate) trial_memory_mib: u64,
@@ -80,6 +82,7 @@ impl Default for FileSettings {
             inference_queue: 1024,
             models_mib: 4096,
             response_cache_mib: 64,
+            protocol_mib: 1024,
             trial_memory_mib: 0,
             trial_cpu_s: 0,
             sandboxes_max: 1000,
@@ -153,6 +156,10 @@ impl FileSettings {
         anyhow::ensure!(
             self.response_cache_mib <= 1 << 40 && self.trial_memory_mib <= 1 << 40,
             "response_cache_mib and trial_memory_mib must be at most 2^40"
+        );
+        anyhow::ensure!(
+            (8..=1 << 40).contains(&self.protocol_mib),
+            "protocol_mib must be from 8 to 2^40"
         );
         anyhow::ensure!(self.trial_cpu_s <= 86_400, "trial_cpu_s must be at most a day");
         anyhow::ensure!(self.connections_max > 0, "connections_max must be at least 1");

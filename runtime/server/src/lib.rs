@@ -6,6 +6,7 @@
 mod admission;
 mod api;
 mod app;
+mod budget;
 mod config;
 mod dispatch;
 mod edge;

@@ -1,30 +1,37 @@
 //! Sample inputs of a model: a JSON array of requests as the Open Inference Protocol has them, each with its `inputs`.
 
-use bytes::Bytes;
-use sandpiper_domain::{DataType, NamedTensor, Tensor};
+use std::borrow::Cow;
+
+use sandpiper_domain::{DataType, NamedTensor};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::oip::{Dims, InputSpec, read_tensor, shown};
 
 /// Samples of one model version, and inputs of one sample.
 const SAMPLES_MAX: usize = 32;
 const INPUTS_MAX: usize = 64;
 
 #[derive(Deserialize)]
-struct Sample {
-    inputs: Vec<Input>,
+struct Sample<'a> {
+    #[serde(borrow)]
+    inputs: Vec<Input<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Input {
-    name: String,
-    shape: Vec<u64>,
+struct Input<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    shape: Dims,
     datatype: DataType,
-    data: Value,
+    #[serde(borrow)]
+    data: &'a RawValue,
 }
 
-/// Reads samples. The text of an error names the sample and the input, and holds no values.
+/// Reads samples, whose numbers go straight from the text to their bytes. The text of an error names the sample and the
+/// input, and holds no values. Blocks for as long as that takes.
 pub(crate) fn parse(json: &[u8]) -> Result<Vec<Vec<NamedTensor>>, String> {
-    let samples: Vec<Sample> = serde_json::from_slice(json).map_err(|error| {
+    let samples: Vec<Sample<'_>> = serde_json::from_slice(json).map_err(|error| {
         format!("the samples are not a JSON array of requests with `inputs`: {error}")
     })?;
     if samples.len() > SAMPLES_MAX || samples.iter().any(|one| one.inputs.len() > INPUTS_MAX) {
@@ -32,63 +39,22 @@ pub(crate) fn parse(json: &[u8]) -> Result<Vec<Vec<NamedTensor>>, String> {
             "at most {SAMPLES_MAX} samples with {INPUTS_MAX} inputs each are taken"
         ));
     }
-    let sample = |(number, sample): (usize, Sample)| {
-        let tensors = sample.inputs.into_iter().map(|input| {
-            let name: String = input.name.chars().take(80).collect();
-            tensor(input).map_err(|why| format!("sample {number}, input `{name}`: {why}"))
+    let sample = |(number, sample): (usize, &Sample<'_>)| {
+        let tensors = sample.inputs.iter().map(|input| {
+            let name = shown(&input.name);
+            tensor(input).map_err(|why| {
+                let why = why.strip_prefix(&format!("the input `{name}` ")).unwrap_or(&why);
+                format!("sample {number}, input `{name}`: it {why}")
+            })
         });
         tensors.collect()
     };
-    samples.into_iter().enumerate().map(sample).collect()
+    samples.iter().enumerate().map(sample).collect()
 }
 
-fn tensor(input: Input) -> Result<NamedTensor, String> {
-    let Input { name, shape, datatype, data } = input;
-    let mut bytes = Vec::new();
-    if !flatten(&data, datatype, &mut bytes) {
-        return Err(format!("the data holds what is no {datatype}"));
-    }
-    let tensor = Tensor::new(datatype, &shape, Bytes::from(bytes)).map_err(|e| e.to_string())?;
-    Ok(NamedTensor { name, tensor })
-}
-
-/// Rows may be arrays of their own, as deep as JSON may nest.
-fn flatten(data: &Value, datatype: DataType, bytes: &mut Vec<u8>) -> bool {
-    match data {
-        Value::Array(elements) => elements.iter().all(|element| flatten(element, datatype, bytes)),
-        element => match encode(element, datatype) {
-            Some((encoded, size)) => {
-                bytes.extend_from_slice(&encoded[..size]);
-                true
-            }
-            None => false,
-        },
-    }
-}
-
-/// One element in little-endian bytes, of which so many count.
-fn encode(element: &Value, datatype: DataType) -> Option<([u8; 8], usize)> {
-    let float = || element.as_f64();
-    let integer = || element.as_i64();
-    let bits: u64 = match datatype {
-        DataType::Bool => match element {
-            Value::Bool(value) => u64::from(*value),
-            number => number.as_u64().filter(|number| *number <= 1)?,
-        },
-        DataType::U8 => u8::try_from(element.as_u64()?).ok()?.into(),
-        DataType::U16 => u16::try_from(element.as_u64()?).ok()?.into(),
-        DataType::U32 => u32::try_from(element.as_u64()?).ok()?.into(),
-        DataType::U64 => element.as_u64()?,
-        DataType::I8 => i64::from(i8::try_from(integer()?).ok()?) as u64,
-        DataType::I16 => i64::from(i16::try_from(integer()?).ok()?) as u64,
-        DataType::I32 => i64::from(i32::try_from(integer()?).ok()?) as u64,
-        DataType::I64 => integer()? as u64,
-        DataType::F16 => half::f16::from_f64(float()?).to_bits().into(),
-        DataType::BF16 => half::bf16::from_f64(float()?).to_bits().into(),
-        DataType::F32 => (float()? as f32).to_bits().into(),
-        DataType::F64 => float()?.to_bits(),
-    };
-    Some((bits.to_le_bytes(), datatype.size()))
+fn tensor(input: &Input<'_>) -> Result<NamedTensor, String> {
+    let spec = InputSpec::new(&input.name, input.datatype.name(), input.shape.sizes());
+    spec.and_then(|spec| read_tensor(&spec, input.data.get())).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

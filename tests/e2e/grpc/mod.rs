@@ -7,6 +7,7 @@ use sandpiper_tests::{GrpcClient, GrpcStatus, Server, Tenant, model};
 mod message;
 
 mod bad_input;
+mod budget;
 mod calls;
 mod reading;
 mod streams;

@@ -81,7 +81,10 @@ pub(super) async fn read(
     let samples = match parts.remove("samples") {
         None => None,
         Some(json) => {
-            let samples = samples::parse(&json).map_err(|error| {
+            let text = json.clone();
+            // At most as long as what may come beside a model, and still long enough to hold up a thread.
+            let parsed = tokio::task::spawn_blocking(move || samples::parse(&text)).await;
+            let samples = parsed.map_err(Problem::internal)?.map_err(|error| {
                 Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_sample", error)
                     .hint("samples are a JSON array: [{\"inputs\": [{\"name\", \"shape\", \"datatype\", \"data\"}]}]")
             })?;

@@ -6,7 +6,7 @@ use axum::{
     body::Body,
     extract::{FromRequest, Multipart, Request},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{StatusCode, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -105,7 +105,8 @@ pub(super) async fn parts(
         .await
         .map_err(|_| Problem::bad_request("the multipart body is malformed"))?;
     let mut parts = BTreeMap::new();
-    while let Some(part) = form.next_field().await.map_err(refuse)? {
+    let mut extra_left = extra as usize;
+    while let Some(mut part) = form.next_field().await.map_err(refuse)? {
         let name = names.iter().copied().find(|name| part.name() == Some(name));
         let Some(name) = name.filter(|name| !parts.contains_key(name)) else {
             let known = names.join("`, `");
@@ -113,13 +114,27 @@ pub(super) async fn parts(
                 "the multipart body may hold the parts `{known}`, each once"
             )));
         };
-        parts.insert(name, part.bytes().await.map_err(refuse)?);
-    }
-    match parts.get(what) {
-        None => Err(Problem::bad_request(format!("the part `{what}` is missing"))),
-        Some(bytes) if bytes.len() as u64 > limit_mib << 20 => {
-            Err(Problem::too_large(what, limit_mib))
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = part.chunk().await.map_err(refuse)? {
+            bytes.extend_from_slice(&chunk);
+            if name == what && bytes.len() as u64 > limit_mib << 20 {
+                return Err(Problem::too_large(what, limit_mib));
+            }
+            if name != what && bytes.len() > extra_left {
+                let message = format!(
+                    "the parts beside `{what}` take more than the {} KiB that they may take together",
+                    extra >> 10
+                );
+                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
+            }
         }
-        Some(_) => Ok(parts),
+        if name != what {
+            extra_left -= bytes.len();
+        }
+        parts.insert(name, bytes.freeze());
     }
+    if !parts.contains_key(what) {
+        return Err(Problem::bad_request(format!("the part `{what}` is missing")));
+    }
+    Ok(parts)
 }

@@ -27,6 +27,7 @@ use tokio::{
 
 mod body;
 mod guard;
+mod held;
 mod pace;
 
 pub(crate) use body::EdgeBody;

@@ -7,7 +7,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use super::OipError;
-use crate::edge::{Paced, TooSlow};
+use crate::{
+    budget::{Charge, NoRoom},
+    edge::{Paced, TooSlow},
+};
 
 /// Why a body could not be read.
 #[derive(Debug)]
@@ -15,6 +18,7 @@ pub(super) enum BodyError {
     TooLarge,
     TooSlow,
     BrokeOff,
+    NoRoom(NoRoom),
 }
 
 impl From<BodyError> for OipError {
@@ -27,12 +31,18 @@ impl From<BodyError> for OipError {
                 "the body came too slowly; send it again over a faster connection".to_owned(),
             ),
             BodyError::BrokeOff => OipError::invalid("the body broke off"),
+            BodyError::NoRoom(no_room) => no_room.into(),
         }
     }
 }
 
-/// A whole body of at most `bytes_max` bytes. Most are here with their heads, and are read without a copy or a timer.
-pub(super) async fn read(mut body: Incoming, bytes_max: usize) -> Result<Bytes, BodyError> {
+/// A whole body of at most `bytes_max` bytes, charged as it comes. Most
+/// are here with their heads, and are read without a copy or a timer.
+pub(super) async fn read(
+    mut body: Incoming,
+    bytes_max: usize,
+    mut charge: Option<&mut Charge>,
+) -> Result<Bytes, BodyError> {
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(BodyError::TooLarge);
     }
@@ -50,18 +60,22 @@ pub(super) async fn read(mut body: Incoming, bytes_max: usize) -> Result<Bytes, 
         return Ok(first);
     }
     // What is announced is taken at its word only as far as it has come.
-    let rest = match Limited::new(Paced::new(body), left).collect().await {
-        Ok(rest) => rest.to_bytes(),
-        Err(error) if is::<LengthLimitError>(&*error) => return Err(BodyError::TooLarge),
-        Err(error) if is::<TooSlow>(&*error) => return Err(BodyError::TooSlow),
-        Err(_) => return Err(BodyError::BrokeOff),
-    };
-    if first.is_empty() {
-        return Ok(rest);
+    let mut whole = BytesMut::from(first);
+    let mut rest = Limited::new(Paced::new(body), left);
+    while let Some(frame) = rest.frame().await {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) if is::<LengthLimitError>(&*error) => return Err(BodyError::TooLarge),
+            Err(error) if is::<TooSlow>(&*error) => return Err(BodyError::TooSlow),
+            Err(_) => return Err(BodyError::BrokeOff),
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        if let Some(charge) = &mut charge {
+            let bytes = (whole.len() + data.len()) as u64;
+            charge.cover(bytes).map_err(BodyError::NoRoom)?;
+        }
+        whole.extend_from_slice(&data);
     }
-    let mut whole = BytesMut::with_capacity(first.len() + rest.len());
-    whole.extend_from_slice(&first);
-    whole.extend_from_slice(&rest);
     Ok(whole.freeze())
 }
 

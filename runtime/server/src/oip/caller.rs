@@ -6,11 +6,8 @@ use sandpiper_control::{KeyError, Principal, Tenant};
 use sandpiper_domain::{ModelScope, Scope, ScopeSet};
 use time::OffsetDateTime;
 
-use super::OipError;
-use crate::{
-    admission::{Permit, Refusal},
-    app::App,
-};
+use super::{OipError, Place};
+use crate::{admission::Refusal, app::App};
 
 /// The holder of a valid key and the tenant that it speaks for.
 #[derive(Debug, Clone)]
@@ -56,16 +53,23 @@ impl Caller {
         ModelScope { tenant: self.tenant.name.clone(), bindings: None }
     }
 
-    /// Lets one inference in, under the tenant's rate and concurrency. The permit must live until the answer is sent.
-    pub(crate) async fn enter(&self, app: &App) -> Result<Permit, OipError> {
+    /// Lets one inference in, under the tenant's rate and concurrency. The place must live until the answer is sent.
+    pub(crate) async fn enter(&self, app: &App) -> Result<Place, OipError> {
         self.must_have(&[Scope::Invoke])?;
-        Ok(app.admission(&self.tenant).enter_inference().await?)
+        self.enter_reading(app).await
     }
 
-    /// Lets in what reads much, or loads a model, without an inference: it counts as one. The permit must live until
+    /// The most bytes of an answer's tensors, and of a request's once they are read.
+    pub(crate) fn tensor_bytes_max(&self) -> usize {
+        (self.tenant.sandbox.tensor_mib as usize) << 20
+    }
+
+    /// Lets in what reads much, or loads a model, without an inference: it counts as one. The place must live until
     /// the answer is sent. What scope it needs is for what it does to say.
-    pub(crate) async fn enter_reading(&self, app: &App) -> Result<Permit, OipError> {
-        Ok(app.admission(&self.tenant).enter_inference().await?)
+    pub(crate) async fn enter_reading(&self, app: &App) -> Result<Place, OipError> {
+        let admission = app.admission(&self.tenant);
+        let permit = admission.enter_inference().await?;
+        Ok(Place::take(permit, admission)?)
     }
 
     /// The longest request body, in bytes.

@@ -11,9 +11,12 @@ use flate2::{
 use http::{HeaderMap, HeaderValue, header};
 
 use super::OipError;
+use crate::budget::Charge;
 
 /// Answers that are shorter go as they are: compressing them takes longer than sending them.
 pub(super) const BYTES_MIN: usize = 1024;
+/// DEFLATE makes no more bytes of one (RFC 1951: 258 of two bits, and what the codes take).
+const RATIO_MAX: u64 = 1040;
 
 /// How a body is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +92,21 @@ impl Encoding {
             return Err(OipError::invalid(text));
         }
         Ok(unpacked.into())
+    }
+
+    /// The same, charged with what it may grow to and then with what it has.
+    pub(super) fn unpack_charged(
+        self,
+        body: &[u8],
+        bytes_max: usize,
+        charge: &mut Charge,
+    ) -> Result<Bytes, OipError> {
+        let packed = body.len() as u64;
+        let grown = packed.saturating_mul(RATIO_MAX).min(bytes_max as u64 + 1);
+        charge.cover(packed + grown)?;
+        let unpacked = self.unpack(body, bytes_max)?;
+        charge.shrink(packed + unpacked.len() as u64);
+        Ok(unpacked)
     }
 
     /// Packs a body, quickly rather than well. Blocks for as long as that takes.

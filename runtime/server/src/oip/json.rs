@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Reads `data`, which is known to be valid JSON: a list in row-major order, flat or nested as the shape is.
-pub(super) fn read_tensor(spec: &InputSpec<'_>, data: &str) -> Result<NamedTensor, OipError> {
+pub(crate) fn read_tensor(spec: &InputSpec<'_>, data: &str) -> Result<NamedTensor, OipError> {
     let WireType::Fixed(datatype) = spec.datatype else {
         let mut strings = Elements { spec, out: Vec::new(), count: 0 };
         strings.read(data, |token, _| token.starts_with('"').then_some(()))?;

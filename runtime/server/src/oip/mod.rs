@@ -12,6 +12,7 @@ mod error;
 pub(crate) mod grpc;
 mod json;
 mod narrow;
+mod place;
 pub(crate) mod repository;
 mod request;
 mod response;
@@ -23,4 +24,8 @@ pub(crate) mod tensor;
 mod tests;
 
 pub(crate) use caller::Caller;
-pub(crate) use error::OipError;
+pub(crate) use error::{OipError, shown};
+pub(crate) use json::read_tensor;
+pub(crate) use place::Place;
+pub(crate) use request::Dims;
+pub(crate) use tensor::InputSpec;

@@ -1,6 +1,6 @@
 //! An inference request as REST carries it: JSON, and behind it the raw bytes of the tensors that the JSON announces.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, fmt, marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
 use sandpiper_domain::{ModelSignature, NamedTensor, RANK_MAX};
@@ -12,6 +12,10 @@ use serde_json::value::RawValue;
 
 use super::{OipError, json, tensor::InputSpec};
 
+/// Bytes of tensors that a byte of JSON can become: a digit and a comma are eight bytes of FP64.
+pub(super) const GROWTH_MAX: u64 = 4;
+/// Inputs of one request, and outputs. No model has so many, and the memory of a list does not grow with the text.
+const FEW_MAX: usize = 1024;
 /// Texts of the JSON parser are cut here: they may quote what was sent.
 const PARSER_TEXT_MAX: usize = 200;
 
@@ -42,9 +46,9 @@ struct Head<'a> {
     #[serde(default)]
     parameters: Option<Parameters>,
     #[serde(borrow)]
-    inputs: Vec<Input<'a>>,
+    inputs: Few<Input<'a>>,
     #[serde(borrow, default)]
-    outputs: Option<Vec<Output<'a>>>,
+    outputs: Option<Few<Output<'a>>>,
 }
 
 /// Parameters that this server does not know are the protocol's way of talking past it, and are left alone.
@@ -137,10 +141,46 @@ impl<'de> Deserialize<'de> for SequenceMark {
     }
 }
 
+/// A list of at most [`FEW_MAX`] items, however long the text is.
+struct Few<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Few<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
+            type Value = Few<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Few<T>, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = list.next_element()? {
+                    if items.len() == FEW_MAX {
+                        let text = format!("at most {FEW_MAX} inputs and outputs are read");
+                        return Err(A::Error::custom(text));
+                    }
+                    items.push(item);
+                }
+                Ok(Few(items))
+            }
+        }
+        deserializer.deserialize_seq(Items(PhantomData))
+    }
+}
+
 /// A shape, of which no more is read than a tensor may have.
-struct Dims {
+pub(crate) struct Dims {
     sizes: [i64; RANK_MAX],
     rank: usize,
+}
+
+impl Dims {
+    /// The dimensions as they were sent.
+    pub(crate) fn sizes(&self) -> &[i64] {
+        &self.sizes[..self.rank]
+    }
 }
 
 impl<'de> Deserialize<'de> for Dims {
@@ -170,7 +210,11 @@ impl<'de> Deserialize<'de> for Dims {
 }
 
 /// Reads a request. `json_length` is what `Inference-Header-Content-Length` says; without it all of the body is JSON.
-pub(super) fn read(body: &Bytes, json_length: Option<usize>) -> Result<InferRequest, OipError> {
+pub(super) fn read(
+    body: &Bytes,
+    json_length: Option<usize>,
+    signature: &ModelSignature,
+) -> Result<InferRequest, OipError> {
     let length = json_length.unwrap_or(body.len());
     let text = body.get(..length).ok_or_else(|| {
         let text = format!(
@@ -188,13 +232,13 @@ pub(super) fn read(body: &Bytes, json_length: Option<usize>) -> Result<InferRequ
         ));
     }
     let mut binary = BinaryPart { body, at: length };
-    let mut inputs = Vec::with_capacity(head.inputs.len().min(64));
-    for input in &head.inputs {
-        inputs.push(input.read(&mut binary)?);
+    let mut inputs = Vec::with_capacity(head.inputs.0.len());
+    for input in &head.inputs.0 {
+        inputs.push(input.read(&mut binary, signature)?);
     }
     binary.must_be_over()?;
     let binary_by_default = parameters.binary_data_output.unwrap_or(false);
-    let outputs = head.outputs.unwrap_or_default();
+    let outputs = head.outputs.map(|few| few.0).unwrap_or_default();
     let wanted = outputs.into_iter().map(|output| output.read(binary_by_default));
     Ok(InferRequest {
         id: head.id.map(Cow::into_owned),
@@ -212,9 +256,13 @@ pub(super) fn unreadable(error: &serde_json::Error) -> OipError {
 }
 
 impl Input<'_> {
-    fn read(&self, binary: &mut BinaryPart<'_>) -> Result<NamedTensor, OipError> {
-        let sizes = &self.shape.sizes[..self.shape.rank];
-        let spec = InputSpec::new(&self.name, &self.datatype, sizes)?;
+    fn read(
+        &self,
+        binary: &mut BinaryPart<'_>,
+        signature: &ModelSignature,
+    ) -> Result<NamedTensor, OipError> {
+        let spec = InputSpec::new(&self.name, &self.datatype, self.shape.sizes())?;
+        spec.must_fit(signature)?;
         let parameters = self.parameters.as_ref();
         if parameters.is_some_and(|parameters| parameters.shared_memory_region.is_some()) {
             return Err(no_shared_memory());

@@ -56,6 +56,24 @@ fn is_binary(format: &Format, output: &NamedTensor) -> bool {
     wanted.map_or(format.binary_by_default, |wanted| wanted.is_binary)
 }
 
+/// The most that [`write`] makes of an answer, whatever its numbers are.
+pub(super) fn length_max(answer: &InferAnswer, format: &Format) -> u64 {
+    let outputs = answer.outputs.iter().map(|output| {
+        let tensor = &output.tensor;
+        let data = tensor.data().len() as u64;
+        // The longest number of each type with its comma, by the bytes that it has.
+        let growth = match (is_binary(format, output), tensor.datatype().size()) {
+            (true, _) => 1,
+            (false, 1) => 6,
+            (false, 2) => 8,
+            (false, 4) => 5,
+            (false, _) => 4,
+        };
+        100 + output.name.len() as u64 + data * growth
+    });
+    200 + outputs.sum::<u64>()
+}
+
 /// Room for the whole body at once: a number of four bytes takes a dozen characters at most, as a rule.
 fn expected_length(answer: &InferAnswer, format: &Format) -> usize {
     let outputs = answer.outputs.iter().map(|output| {

@@ -18,7 +18,9 @@ use super::{
     body::{self, BodyError},
     compress,
     compress::Encoding,
-    describe, documents, repository,
+    describe, documents,
+    place::{INLINE_BYTES_MAX, Place, apart_if},
+    repository,
     repository::LoadParameters,
     request, response,
     response::{Format, Written},
@@ -26,7 +28,6 @@ use super::{
     service::{self, InferCall},
 };
 use crate::{
-    admission::Permit,
     api,
     app::App,
     dispatch::bearer,
@@ -37,8 +38,6 @@ use crate::{
 /// The length of the JSON in a body that goes on with raw tensors.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
-/// Bodies up to here are read and written where they arrive; longer ones on a thread that may take its time.
-const INLINE_BYTES_MAX: usize = 128 * 1024;
 /// Bodies of anything but inferences.
 const CONTROL_BYTES_MAX: usize = 64 * 1024;
 
@@ -251,9 +250,10 @@ impl Exchange<'_> {
     ) -> Reply {
         let place = caller.enter_reading(self.app).await?;
         let (app, caller) = (self.app.clone(), caller.clone());
-        let text = apart_if(true, move || Ok(make(&app, &caller)?.to_string())).await?;
+        let make = move |_: &mut Place| Ok(make(&app, &caller)?.to_string());
+        let (text, place) = apart_if(self.app, place, true, make).await?;
         let kind = HeaderValue::from_static("application/json");
-        let mut response = Response::new(EdgeBody::Held { bytes: text.into(), _place: place });
+        let mut response = Response::new(EdgeBody::held(text.into(), place, None));
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
         Ok(response)
     }
@@ -298,7 +298,7 @@ impl Exchange<'_> {
     where
         T: for<'de> Deserialize<'de>,
     {
-        let bytes = body::read(body, CONTROL_BYTES_MAX).await?;
+        let bytes = body::read(body, CONTROL_BYTES_MAX, None).await?;
         self.body_was_read = true;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         Ok(serde_json::from_slice(text).map_err(|error| request::unreadable(&error))?)
@@ -312,27 +312,34 @@ impl Exchange<'_> {
         parts: &Parts,
         body: Incoming,
     ) -> Reply {
-        let place = caller.enter(self.app).await?;
+        let mut place = caller.enter(self.app).await?;
         let encoding = Encoding::of_request(&parts.headers)?;
         let json_length = json_length(parts)?;
         // What names no model needs no body.
         let found = service::resolve(self.app, caller, name, version)?;
         let bytes_max = caller.body_bytes_max();
-        let body = body::read(body, bytes_max).await?;
+        let body = body::read(body, bytes_max, Some(&mut place.charge)).await?;
         self.body_was_read = true;
-        let signature = found.model.version.clone();
+        let version = found.model.version.clone();
         let is_long = encoding.is_some() || body.len() > INLINE_BYTES_MAX;
-        let read = move || {
+        let read = move |place: &mut Place| {
+            let charge = &mut place.charge;
+            let packed = encoding.map_or(0, |_| body.len());
             let body = match encoding {
-                Some(encoding) => encoding.unpack(&body, bytes_max)?,
+                Some(encoding) => encoding.unpack_charged(&body, bytes_max, charge)?,
                 None => body,
             };
-            match json_length {
-                Some(0) => request::read_raw(&body, &signature.signature),
-                _ => request::read(&body, json_length),
-            }
+            let json = json_length.unwrap_or(body.len()).min(body.len()) as u64;
+            charge.cover((packed + body.len()) as u64 + json * request::GROWTH_MAX)?;
+            let request = match json_length {
+                Some(0) => request::read_raw(&body, &version.signature)?,
+                _ => request::read(&body, json_length, &version.signature)?,
+            };
+            let tensors: usize = request.inputs.iter().map(|input| input.tensor.data().len()).sum();
+            charge.shrink((body.len() + tensors) as u64);
+            Ok(request)
         };
-        let request = apart_if(is_long, read).await?;
+        let (request, place) = apart_if(self.app, place, is_long, read).await?;
         let call = InferCall {
             request_id: self.request_id.clone(),
             began: self.began,
@@ -347,16 +354,17 @@ impl Exchange<'_> {
             outputs: request.outputs,
             binary_by_default: request.binary_by_default,
         };
-        let lengths = answer.outputs.iter().map(|output| output.tensor.data().len());
-        let bytes: usize = lengths.sum();
+        let bytes = answer.bytes();
         let encoding = Encoding::for_response(&parts.headers);
         let is_long =
             bytes > INLINE_BYTES_MAX || (encoding.is_some() && bytes > compress::BYTES_MIN);
-        let written = apart_if(is_long, move || {
-            let written = response::write(&answer, &format)?;
-            pack(written, encoding)
-        });
-        let (written, encoding) = written.await?;
+        let write = move |place: &mut Place| {
+            place.charge.add(bytes as u64 + response::length_max(&answer, &format))?;
+            let written = pack(response::write(&answer, &format)?, encoding)?;
+            place.charge.shrink(written.0.body.len() as u64);
+            Ok(written)
+        };
+        let ((written, encoding), place) = apart_if(self.app, place, is_long, write).await?;
         Ok(inference(written, encoding, place))
     }
 }
@@ -386,20 +394,9 @@ fn pack(
     }
 }
 
-/// Work that takes long goes to a thread that may; there are as many of them as requests are let in.
-async fn apart_if<T: Send + 'static>(
-    is_long: bool,
-    work: impl FnOnce() -> Result<T, OipError> + Send + 'static,
-) -> Result<T, OipError> {
-    if !is_long {
-        return work();
-    }
-    tokio::task::spawn_blocking(work).await.map_err(OipError::internal)?
-}
-
-fn inference(written: Written, encoding: Option<Encoding>, place: Permit) -> Response<EdgeBody> {
+fn inference(written: Written, encoding: Option<Encoding>, place: Place) -> Response<EdgeBody> {
     let Written { body, json_length } = written;
-    let mut response = Response::new(EdgeBody::Held { bytes: body, _place: place });
+    let mut response = Response::new(EdgeBody::held(body, place, None));
     let headers = response.headers_mut();
     let kind = match json_length {
         Some(_) => "application/octet-stream",

@@ -73,6 +73,13 @@ pub(crate) struct InferAnswer {
     pub(crate) outputs: Vec<NamedTensor>,
 }
 
+impl InferAnswer {
+    /// The bytes of the outputs.
+    pub(crate) fn bytes(&self) -> usize {
+        self.outputs.iter().map(|output| output.tensor.data().len()).sum()
+    }
+}
+
 /// A model version, and the name that answers call it by.
 pub(crate) struct NamedModel {
     /// `name`, or `owner/name` where it was asked for so.
@@ -233,7 +240,16 @@ async fn run(
         (access.queued, access.computed) = (output.queued, output.computed);
     }
     let outputs = select(output.outputs, &wanted);
-    Ok(InferAnswer { model_name, model_version, outputs })
+    let answer = InferAnswer { model_name, model_version, outputs };
+    let (bytes, bytes_max) = (answer.bytes(), caller.tensor_bytes_max());
+    if bytes > bytes_max {
+        let text = format!(
+            "the outputs take {bytes} bytes, more than the {} MiB of tensors that the tenant's tier allows",
+            bytes_max >> 20
+        );
+        return Err(OipError::TooLarge(text));
+    }
+    Ok(answer)
 }
 
 /// Says what is wrong with the list of outputs before anything runs.

@@ -1,7 +1,7 @@
 //! Tensors by the protocol's names: the common ground of JSON, binary parts and gRPC's raw contents.
 
 use bytes::Bytes;
-use sandpiper_domain::{DataType, NamedTensor, RANK_MAX, Tensor};
+use sandpiper_domain::{DataType, ModelSignature, NamedTensor, RANK_MAX, Tensor};
 
 use super::{OipError, error::shown};
 
@@ -74,6 +74,35 @@ impl<'a> InputSpec<'a> {
     /// The dimensions.
     pub(crate) fn shape(&self) -> &[u64] {
         &self.shape[..self.rank]
+    }
+
+    /// Checks name, type and shape against the model's, before anything is read of the data. Strings are read first, so
+    /// that what is wrong with them is told.
+    pub(crate) fn must_fit(&self, signature: &ModelSignature) -> Result<(), OipError> {
+        let WireType::Fixed(datatype) = self.datatype else { return Ok(()) };
+        let spec = signature.inputs.iter().find(|spec| spec.name == self.name);
+        let Some(spec) = spec else {
+            return Err(OipError::invalid(format!(
+                "the model has no input `{}`",
+                shown(self.name)
+            )));
+        };
+        if datatype != spec.datatype {
+            let wanted = spec.datatype;
+            return Err(self.refuse(format!("is {datatype}; the model takes {wanted}")));
+        }
+        let fits = |(size, wanted): (&u64, &i64)| *wanted < 0 || *size as i64 == *wanted;
+        let is_same =
+            self.rank == spec.shape.len() && self.shape().iter().zip(&spec.shape).all(fits);
+        // A graph may say nothing of an input's rank; the model itself looks then.
+        if !spec.shape.is_empty() && !is_same {
+            let (given, wanted) = (self.shape(), &spec.shape);
+            let text = format!(
+                "has the shape {given:?}; the model takes {wanted:?}, where -1 is any size"
+            );
+            return Err(self.refuse(text));
+        }
+        Ok(())
     }
 
     /// An error about this input.

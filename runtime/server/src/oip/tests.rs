@@ -136,7 +136,55 @@ fn a_shape_reserves_no_more_than_was_sent() {
 }
 
 fn whole(body: &[u8], json_length: Option<usize>) -> Result<InferRequest, String> {
-    request::read(&Bytes::copy_from_slice(body), json_length).map_err(|error| error.to_string())
+    whole_of(body, json_length, DataType::F32)
+}
+
+/// A request for a model that takes `a` of this type, `b` and `c`, of whatever shape.
+fn whole_of(body: &[u8], json_length: Option<usize>, a: DataType) -> Result<InferRequest, String> {
+    let kinds = |b| [("a", a), ("b", b), ("c", DataType::F32)];
+    let b = if body.windows(5).any(|word| word == b"UINT8") { DataType::U8 } else { DataType::F32 };
+    let inputs = kinds(b).map(|(name, datatype)| TensorSpec {
+        name: name.to_owned(),
+        datatype,
+        shape: Vec::new(),
+    });
+    let signature = ModelSignature { inputs: inputs.to_vec(), outputs: Vec::new() };
+    let read = request::read(&Bytes::copy_from_slice(body), json_length, &signature);
+    read.map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_list_of_inputs_does_not_grow_with_the_text() {
+    let body = |count: usize| {
+        let one = r#"{"name":"a","shape":[0],"datatype":"FP32","data":[]}"#;
+        format!(r#"{{"inputs":[{}]}}"#, vec![one; count].join(","))
+    };
+    assert_eq!(whole(body(1024).as_bytes(), None).unwrap().inputs.len(), 1024);
+    let error = whole(body(1025).as_bytes(), None).unwrap_err();
+    assert!(error.contains("at most 1024"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_the_model_is_refused_before_its_data_is_read() {
+    let spec = |shape: &[i64]| TensorSpec {
+        name: "x".to_owned(),
+        datatype: DataType::F32,
+        shape: shape.to_vec(),
+    };
+    let signature = ModelSignature { inputs: vec![spec(&[-1, 4])], outputs: Vec::new() };
+    for (name, shape, datatype, word) in [
+        ("y", "[1,4]", "FP32", "no input `y`"),
+        ("x", "[1,5]", "FP32", "the model takes [-1, 4]"),
+        ("x", "[4]", "FP32", "the model takes [-1, 4]"),
+        ("x", "[1,4]", "INT64", "the model takes FP32"),
+        ("x", "[1,4]", "FP32", "element 0 is a string"),
+    ] {
+        let body = format!(
+            r#"{{"inputs":[{{"name":"{name}","shape":{shape},"datatype":"{datatype}","data":["s"]}}]}}"#
+        );
+        let error = request::read(&Bytes::from(body), None, &signature).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
 }
 
 #[test]
@@ -147,7 +195,7 @@ fn binary_tensors_follow_the_json_in_the_order_of_the_inputs() {
         {"name":"c","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}],
         "outputs":[{"name":"y","parameters":{"binary_data":false}},{"name":"z"}]}"#;
     let body = [&head[..], &[1, 0, 2, 0], &1.5f32.to_le_bytes()].concat();
-    let request = whole(&body, Some(head.len())).unwrap();
+    let request = whole_of(&body, Some(head.len()), DataType::I16).unwrap();
     assert_eq!(request.id.as_deref(), Some("7"));
     assert_eq!(request.timeout.unwrap().as_micros(), 1500);
     assert_eq!(request.priority, 2);
@@ -378,7 +426,7 @@ fn mutations_of_good_requests_are_read_without_a_panic() {
             0 => random(good.len() * 2),
             _ => head.len(),
         };
-        accepted += usize::from(whole(&body, Some(length)).is_ok());
+        accepted += usize::from(whole_of(&body, Some(length), DataType::I16).is_ok());
     }
     // Some mutations harm nothing, and most do.
     assert!((100..10_000).contains(&accepted), "{accepted} of 20000");

@@ -18,18 +18,12 @@ use crate::oip::OipError;
 /// What a client sent: a message, or why it is none. A message that is none does not end the stream that it came in.
 pub(super) type Decoded<Q> = Result<Q, OipError>;
 
-/// Looks at the bytes of a message before it is decoded.
-pub(super) type Check = fn(&[u8]) -> Result<(), OipError>;
+/// prost's codec, whose decoder answers to a malformed message.
+pub(super) struct CheckedCodec<A, Q>(PhantomData<(A, Q)>);
 
-/// prost's codec, whose decoder answers to a malformed message and checks it first.
-pub(super) struct CheckedCodec<A, Q> {
-    check: Check,
-    messages: PhantomData<(A, Q)>,
-}
-
-impl<A, Q> CheckedCodec<A, Q> {
-    pub(super) fn new(check: Check) -> Self {
-        CheckedCodec { check, messages: PhantomData }
+impl<A, Q> Default for CheckedCodec<A, Q> {
+    fn default() -> Self {
+        CheckedCodec(PhantomData)
     }
 }
 
@@ -48,29 +42,29 @@ where
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        CheckedDecoder { check: self.check, messages: PhantomData }
+        CheckedDecoder(PhantomData)
     }
 }
 
-pub(super) struct CheckedDecoder<Q> {
-    check: Check,
-    messages: PhantomData<Q>,
-}
+pub(super) struct CheckedDecoder<Q>(PhantomData<Q>);
 
 impl<Q: Message + Default> Decoder for CheckedDecoder<Q> {
     type Item = Decoded<Q>;
     type Error = Status;
 
     fn decode(&mut self, frame: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        let decoded = (self.check)(frame.chunk()).and_then(|()| {
-            Q::decode(&mut *frame).map_err(|error| {
-                OipError::invalid(format!("the message is no {}: {error}", short_name::<Q>()))
-            })
-        });
+        let decoded = decode(&mut *frame);
         // What is left of a message that failed is no part of the next one.
         frame.advance(frame.remaining());
         Ok(Some(decoded))
     }
+}
+
+/// Decodes a message, or says what it is not.
+pub(super) fn decode<Q: Message + Default>(bytes: impl Buf) -> Decoded<Q> {
+    Q::decode(bytes).map_err(|error| {
+        OipError::invalid(format!("the message is no {}: {error}", short_name::<Q>()))
+    })
 }
 
 fn short_name<Q>() -> &'static str {
@@ -82,28 +76,70 @@ fn short_name<Q>() -> &'static str {
 /// that in memory, so that the length of a message alone bounds nothing.
 const PARTS_MAX: u32 = 1 << 16;
 
-/// The submessages that are looked into.
+/// What a part of these takes once it is decoded, at most, beside its bytes.
+const PART_BYTES: u64 = 256;
+
+/// The submessages and packed numbers that are looked into.
 struct Level {
     tag: u32,
-    below: &'static [Level],
+    below: Below,
 }
 
-/// `inputs` and their `contents`, and `outputs`.
-const OF_INFERENCE: &[Level] =
-    &[Level { tag: 5, below: &[Level { tag: 5, below: &[] }] }, Level { tag: 6, below: &[] }];
-
-/// Accepts any message.
-pub(super) fn unchecked(_: &[u8]) -> Result<(), OipError> {
-    Ok(())
+enum Below {
+    Parts(&'static [Level]),
+    Varints,
+    Fixed(usize),
 }
 
-/// Refuses a `ModelInferRequest` of more parts than [`PARTS_MAX`].
-pub(super) fn inference(message: &[u8]) -> Result<(), OipError> {
-    let mut left = PARTS_MAX;
-    count(message, OF_INFERENCE, &mut left)
+const fn level(tag: u32, below: Below) -> Level {
+    Level { tag, below }
 }
 
-fn count(mut bytes: &[u8], levels: &[Level], left: &mut u32) -> Result<(), OipError> {
+/// `inputs` with their `shape` and `contents`, and `outputs`.
+const OF_INFERENCE: &[Level] = &[
+    level(5, Below::Parts(&[level(3, Below::Varints), level(5, Below::Parts(OF_CONTENTS))])),
+    level(6, Below::Parts(&[])),
+];
+
+/// Booleans and four kinds of integers, and two of floats.
+const OF_CONTENTS: &[Level] = &[
+    level(1, Below::Varints),
+    level(2, Below::Varints),
+    level(3, Below::Varints),
+    level(4, Below::Varints),
+    level(5, Below::Varints),
+    level(6, Below::Fixed(4)),
+    level(7, Below::Fixed(8)),
+];
+
+/// What a message becomes once it is decoded.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Growth {
+    parts: u32,
+    /// Numbers that are no raw bytes: a varint of one byte becomes eight.
+    numbers: usize,
+}
+
+impl Growth {
+    /// Bytes of the numbers alone.
+    pub(super) fn number_bytes(self) -> usize {
+        self.numbers.saturating_mul(8)
+    }
+
+    /// Bytes of everything that is not raw: what is decoded, and the numbers once more as a tensor's bytes.
+    pub(super) fn bytes(self) -> u64 {
+        self.number_bytes() as u64 * 2 + u64::from(self.parts) * PART_BYTES
+    }
+}
+
+/// Looks through a `ModelInferRequest` before it is decoded. Refuses one of more parts than [`PARTS_MAX`].
+pub(super) fn growth(message: &[u8]) -> Result<Growth, OipError> {
+    let mut growth = Growth::default();
+    count(message, OF_INFERENCE, &mut growth)?;
+    Ok(growth)
+}
+
+fn count(mut bytes: &[u8], levels: &[Level], growth: &mut Growth) -> Result<(), OipError> {
     let malformed = || OipError::invalid("the message is no ModelInferRequest: it is malformed");
     while !bytes.is_empty() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| malformed())?;
@@ -112,9 +148,11 @@ fn count(mut bytes: &[u8], levels: &[Level], left: &mut u32) -> Result<(), OipEr
             WireType::ThirtyTwoBit => 4,
             WireType::SixtyFourBit => 8,
             WireType::LengthDelimited => {
-                *left = left.checked_sub(1).ok_or_else(|| {
-                    OipError::TooLarge(format!("the request has more than {PARTS_MAX} parts"))
-                })?;
+                if growth.parts == PARTS_MAX {
+                    let text = format!("the request has more than {PARTS_MAX} parts");
+                    return Err(OipError::TooLarge(text));
+                }
+                growth.parts += 1;
                 let length = decode_varint(&mut bytes).map_err(|_| malformed())?;
                 usize::try_from(length).map_err(|_| malformed())?
             }
@@ -122,10 +160,18 @@ fn count(mut bytes: &[u8], levels: &[Level], left: &mut u32) -> Result<(), OipEr
             WireType::StartGroup | WireType::EndGroup => return Err(malformed()),
         };
         let (part, rest) = bytes.split_at_checked(length).ok_or_else(malformed)?;
-        if wire_type == WireType::LengthDelimited
-            && let Some(level) = levels.iter().find(|level| level.tag == tag)
-        {
-            count(part, level.below, left)?;
+        if wire_type != WireType::LengthDelimited {
+            // A number on its own, wherever it stands.
+            growth.numbers += 1;
+        } else if let Some(level) = levels.iter().find(|level| level.tag == tag) {
+            match &level.below {
+                Below::Parts(below) => count(part, below, growth)?,
+                Below::Varints => {
+                    // The last byte of each has its highest bit clear.
+                    growth.numbers += part.iter().filter(|byte| **byte < 0x80).count();
+                }
+                Below::Fixed(size) => growth.numbers += part.len() / size,
+            }
         }
         bytes = rest;
     }
@@ -152,13 +198,13 @@ mod tests {
     fn a_message_of_too_many_parts_is_too_large_wherever_they_are() {
         // The input and its contents are parts too.
         let at_the_limit = with_parts(PARTS_MAX as usize - 2).encode_to_vec();
-        assert_eq!(inference(&at_the_limit), Ok(()));
+        assert!(growth(&at_the_limit).is_ok());
         let beyond = with_parts(PARTS_MAX as usize - 1).encode_to_vec();
-        assert!(matches!(inference(&beyond), Err(OipError::TooLarge(_))));
+        assert!(matches!(growth(&beyond), Err(OipError::TooLarge(_))));
         // An input, an output and a raw input of two bytes each.
         for key in [[5 << 3 | 2, 0], [6 << 3 | 2, 0], [7 << 3 | 2, 0]] {
             let message = key.repeat(PARTS_MAX as usize + 1);
-            assert!(matches!(inference(&message), Err(OipError::TooLarge(_))), "{key:?}");
+            assert!(matches!(growth(&message), Err(OipError::TooLarge(_))), "{key:?}");
         }
     }
 
@@ -166,14 +212,30 @@ mod tests {
     fn what_the_scan_cannot_read_is_refused() {
         // A group; a length beyond the end; half a key.
         for message in [&[5 << 3 | 3][..], &[5 << 3 | 2, 9, 0], &[0x80]] {
-            assert!(matches!(inference(message), Err(OipError::InvalidArgument(_))), "{message:?}");
+            assert!(matches!(growth(message), Err(OipError::InvalidArgument(_))), "{message:?}");
         }
+    }
+
+    #[test]
+    fn packed_numbers_are_counted_before_they_are_decoded() {
+        let contents = InferTensorContents {
+            int64_contents: vec![0; 1000],
+            fp64_contents: vec![0.0; 10],
+            ..Default::default()
+        };
+        let shape = vec![1, 300];
+        let input = InferInputTensor { contents: Some(contents), shape, ..Default::default() };
+        let request = ModelInferRequest { inputs: vec![input], ..Default::default() };
+        let growth = growth(&request.encode_to_vec()).unwrap();
+        // The input, its contents, and three lists.
+        assert_eq!(growth, Growth { parts: 5, numbers: 1012 });
+        assert_eq!(growth.number_bytes(), 8096);
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_make_the_scan_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
-            let _ = inference(&bytes);
+            let _ = growth(&bytes);
         }
 
         #[test]
@@ -183,7 +245,7 @@ mod tests {
                 raw_input_contents: vec![raw.into()],
                 ..with_parts(3)
             };
-            proptest::prop_assert_eq!(inference(&request.encode_to_vec()), Ok(()));
+            proptest::prop_assert!(growth(&request.encode_to_vec()).is_ok());
         }
     }
 }

@@ -1,44 +1,31 @@
-//! Inference: one call, and streams of them.
+//! Inference: a message in, a message out.
 
 use std::{
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt, future::BoxFuture, stream};
-use tokio::sync::OwnedSemaphorePermit;
-use tonic::{Status, Streaming};
+use bytes::Bytes;
+use prost::Message;
 
 use super::{
-    Credentials,
-    codec::Decoded,
-    message::{
-        InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
-        infer_parameter::ParameterChoice,
-    },
-    status::as_others_say,
+    codec,
+    frames::{self, Frame},
+    message::{InferParameter, ModelInferRequest, infer_parameter::ParameterChoice},
     tensors,
 };
 use crate::{
     app::App,
     oip::{
-        Caller, OipError,
+        Caller, OipError, Place, compress,
         error::shown,
-        service::{self, InferCall},
+        place::{INLINE_BYTES_MAX, apart_if},
+        service::{self, InferAnswer, InferCall},
     },
 };
 
-/// Requests of one stream that are worked on at once. Their answers wait for each other, so that more would take memory
-/// and gain nothing.
-const IN_FLIGHT_MAX: usize = 8;
-
-/// How often the key of a stream is asked after when nothing comes.
-const KEY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-
 /// Asks for a mark on the last answer to each request of a stream; here each has one answer.
 const EMPTY_FINAL_RESPONSE: &str = "triton_enable_empty_final_response";
-const FINAL_RESPONSE: &str = "triton_final_response";
 
 /// When a call began, and how long its transport says that it may take.
 #[derive(Clone, Copy)]
@@ -49,7 +36,7 @@ pub(super) struct Clock {
 
 impl Clock {
     /// The clock of a request that comes now over something that began before.
-    fn now(self) -> Self {
+    pub(super) fn now(self) -> Self {
         let (began, passed) = (Instant::now(), self.began.elapsed());
         Clock { began, timeout: self.timeout.map(|timeout| timeout.saturating_sub(passed)) }
     }
@@ -65,16 +52,114 @@ impl Clock {
     }
 }
 
-/// Answers one request. The caller has been let in.
-pub(super) async fn infer(
-    app: &App,
-    caller: &Caller,
-    request_id: &Arc<str>,
+/// One inference, whose caller has been let in.
+pub(super) struct Unary<'a> {
+    pub(super) app: &'a App,
+    pub(super) caller: &'a Caller,
+    pub(super) request_id: &'a Arc<str>,
+    pub(super) clock: Clock,
+}
+
+/// A request, read.
+pub(super) struct Asked {
+    pub(super) target: Target,
+    pub(super) id: String,
+    pub(super) marks_final: bool,
+    /// What is asked, or why that cannot be.
+    pub(super) call: Result<InferCall, OipError>,
+}
+
+/// The model that is meant.
+pub(super) struct Target {
+    name: String,
+    version: String,
+}
+
+impl Unary<'_> {
+    /// The answer as a frame.
+    pub(super) async fn answer(
+        &self,
+        frame: Frame,
+        wants_gzip: bool,
+        place: Place,
+    ) -> Result<(Bytes, Place), OipError> {
+        let (asked, place) = self.read(frame, place).await?;
+        let Asked { target, id, call, .. } = asked?;
+        let answer = self.run(&target, call?).await?;
+        self.write(tensors::response(answer, id), wants_gzip, place).await
+    }
+
+    /// Decodes a request, charged with what that makes of it. What is wrong with a message is told apart from there
+    /// being no room for it, and the place is kept.
+    pub(super) async fn read(
+        &self,
+        frame: Frame,
+        place: Place,
+    ) -> Result<(Result<Asked, OipError>, Place), OipError> {
+        let is_long = frame.is_packed() || frame.len() > INLINE_BYTES_MAX;
+        let (request_id, clock) = (self.request_id.clone(), self.clock);
+        let tensor_bytes_max = self.caller.tensor_bytes_max();
+        let work = move |place: &mut Place| {
+            let read = || {
+                let bytes = frame.unpack(&mut place.charge)?;
+                let growth = codec::growth(&bytes)?;
+                if growth.number_bytes() > tensor_bytes_max {
+                    let text = "the request's contents are more than the tensors that the tenant's tier allows";
+                    return Err(OipError::TooLarge(text.to_owned()));
+                }
+                place.charge.cover(2 * bytes.len() as u64 + growth.bytes())?;
+                let kept = (bytes.len() + growth.number_bytes()) as u64;
+                let asked = asked(codec::decode(bytes)?, request_id, clock);
+                place.charge.shrink(kept);
+                Ok(asked)
+            };
+            Ok(read())
+        };
+        apart_if(self.app, place, is_long, work).await
+    }
+
+    pub(super) async fn run(
+        &self,
+        target: &Target,
+        call: InferCall,
+    ) -> Result<InferAnswer, OipError> {
+        let version = Some(target.version.as_str()).filter(|version| !version.is_empty());
+        service::infer(self.app, self.caller, &target.name, version, call).await
+    }
+
+    /// Writes a message. Its outputs and their copy are charged, and then the copy alone.
+    pub(super) async fn write(
+        &self,
+        message: impl Message + 'static,
+        wants_gzip: bool,
+        place: Place,
+    ) -> Result<(Bytes, Place), OipError> {
+        let length = message.encoded_len();
+        let work = move |place: &mut Place| {
+            place.charge.add(length as u64 * 2)?;
+            let written = frames::write(&message, wants_gzip)?;
+            place.charge.shrink(written.len() as u64);
+            Ok(written)
+        };
+        let is_long = length > INLINE_BYTES_MAX || (wants_gzip && length > compress::BYTES_MIN);
+        apart_if(self.app, place, is_long, work).await
+    }
+}
+
+fn asked(mut request: ModelInferRequest, request_id: Arc<str>, clock: Clock) -> Asked {
+    let marks_final = request.parameters.get(EMPTY_FINAL_RESPONSE).is_some_and(is_set);
+    let call = call(&mut request, request_id, clock);
+    let ModelInferRequest { model_name, model_version, id, .. } = request;
+    Asked { target: Target { name: model_name, version: model_version }, id, marks_final, call }
+}
+
+fn call(
+    request: &mut ModelInferRequest,
+    request_id: Arc<str>,
     clock: Clock,
-    mut request: ModelInferRequest,
-) -> Result<ModelInferResponse, OipError> {
-    let parameters = Parameters::read(&request)?;
-    let inputs = tensors::inputs(&mut request)?;
+) -> Result<InferCall, OipError> {
+    let parameters = Parameters::read(request)?;
+    let inputs = tensors::inputs(request)?;
     let outputs = std::mem::take(&mut request.outputs).into_iter().map(|output| {
         if let Some(key) = output.parameters.keys().find(|key| is_unsupported(key)) {
             let text = format!("this server has no `{}` of outputs", shown(key));
@@ -82,17 +167,14 @@ pub(super) async fn infer(
         }
         Ok(output.name)
     });
-    let call = InferCall {
-        request_id: request_id.clone(),
+    Ok(InferCall {
+        request_id,
         began: clock.began,
         inputs,
         outputs: outputs.collect::<Result<_, _>>()?,
         timeout: [clock.timeout, parameters.timeout].into_iter().flatten().min(),
         priority: parameters.priority,
-    };
-    let version = Some(request.model_version.as_str()).filter(|version| !version.is_empty());
-    let answer = service::infer(app, caller, &request.model_name, version, call).await?;
-    Ok(tensors::response(answer, request.id))
+    })
 }
 
 /// Extensions of Triton's for single outputs.
@@ -150,108 +232,6 @@ fn is_set(value: &InferParameter) -> bool {
         Some(ParameterChoice::DoubleParam(value)) => *value != 0.0,
         Some(ParameterChoice::StringParam(value)) => !value.is_empty(),
         None => false,
-    }
-}
-
-pub(super) type Answers =
-    Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
-
-/// One stream of requests.
-pub(super) struct InferStream {
-    pub(super) app: Arc<App>,
-    pub(super) credentials: Credentials,
-    pub(super) request_id: Arc<str>,
-    pub(super) clock: Clock,
-    /// One of the streams that the tenant may have.
-    pub(super) _place: OwnedSemaphorePermit,
-}
-
-impl InferStream {
-    /// Answers in the order of the requests, a bounded number of which are worked on at once. What is asked when the
-    /// node drains is refused, so that the stream ends.
-    pub(super) fn answer(self, requests: Streaming<Decoded<ModelInferRequest>>) -> Answers {
-        let drained = self.app.drain_begins();
-        let stream = Arc::new(self);
-        let of_key = stream.clone();
-        let incoming =
-            Incoming { requests, drained: Box::pin(drained), stream: of_key, is_over: false };
-        let answers = stream::unfold(incoming, Incoming::next)
-            .map(move |request| {
-                let stream = stream.clone();
-                async move { stream.answer_one(request?).await }
-            })
-            .buffered(IN_FLIGHT_MAX);
-        Box::pin(answers)
-    }
-
-    /// A request that fails is answered, and the stream goes on; with a key that is none any more it ends.
-    async fn answer_one(
-        &self,
-        request: Decoded<ModelInferRequest>,
-    ) -> Result<ModelStreamInferResponse, Status> {
-        let (id, marks_final) = match &request {
-            Ok(request) => (request.id.clone(), asks_for_mark(request)),
-            Err(_) => Default::default(),
-        };
-        let answer = match request {
-            Ok(request) => self.try_answer(request).await,
-            Err(error) => Err(error),
-        };
-        let (error_message, mut response) = match answer {
-            Ok(response) => (String::new(), response),
-            Err(error @ OipError::Unauthenticated(_)) => return Err(error.into()),
-            // Clients tell by the id which of their requests failed.
-            Err(error) => (error.to_string(), ModelInferResponse { id, ..Default::default() }),
-        };
-        if marks_final {
-            let parameter_choice = Some(ParameterChoice::BoolParam(true));
-            response
-                .parameters
-                .insert(FINAL_RESPONSE.to_owned(), InferParameter { parameter_choice });
-        }
-        Ok(ModelStreamInferResponse { error_message, infer_response: Some(response) })
-    }
-
-    async fn try_answer(&self, request: ModelInferRequest) -> Result<ModelInferResponse, OipError> {
-        let clock = self.clock.now();
-        // Asked anew each time: a key that was revoked must not go on for as long as its stream.
-        let caller = self.credentials.caller(&self.app)?;
-        let _place = clock.limit(caller.enter(&self.app)).await??;
-        infer(&self.app, &caller, &self.request_id, clock, request).await
-    }
-}
-
-fn asks_for_mark(request: &ModelInferRequest) -> bool {
-    request.parameters.get(EMPTY_FINAL_RESPONSE).is_some_and(is_set)
-}
-
-/// The requests of a stream until its end.
-struct Incoming {
-    requests: Streaming<Decoded<ModelInferRequest>>,
-    drained: BoxFuture<'static, ()>,
-    stream: Arc<InferStream>,
-    is_over: bool,
-}
-
-impl Incoming {
-    async fn next(mut self) -> Option<(Result<Decoded<ModelInferRequest>, Status>, Self)> {
-        if self.is_over {
-            return None;
-        }
-        let next = loop {
-            break tokio::select! {
-                next = self.requests.message() => next.map_err(as_others_say),
-                () = &mut self.drained => Err(Status::unavailable("the node is shutting down")),
-                () = tokio::time::sleep(KEY_CHECK_INTERVAL) => {
-                    match self.stream.credentials.caller(&self.stream.app) {
-                        Err(error @ OipError::Unauthenticated(_)) => Err(error.into()),
-                        _ => continue,
-                    }
-                }
-            };
-        };
-        self.is_over = next.is_err();
-        Some((next.transpose()?, self))
     }
 }
 

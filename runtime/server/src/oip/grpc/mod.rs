@@ -1,8 +1,10 @@
 //! The protocol over gRPC: the same port, the same calls of [`super::service`], other frames.
 //!
 //! 1. The edge brings what is gRPC here, whatever its path: an unknown method must be told in gRPC's way.
-//! 2. The key is checked, and for an inference the tenant's gate passed, before a byte of the message is read.
-//! 3. tonic reads the message with the tenant's limit of size; [`codec`] looks at it before it is decoded.
+//! 2. For an inference the key is checked and the tenant's gate passed before a byte of the message is read, in a
+//!    stream for each of its messages anew. Other calls have short messages, which tonic reads.
+//! 3. [`frames`] reads the message with the tenant's limit of size, and charges its bytes; [`codec`] counts what it
+//!    becomes, which is charged too, before it is decoded.
 //! 4. The call runs on the connection's task. A client that leaves drops it, and its place in the queue with it.
 
 use std::{
@@ -12,6 +14,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use prost::Message;
 use tonic::{Code, Status, body::Body, codec::CompressionEncoding, server};
@@ -19,27 +22,30 @@ use tower::service_fn;
 
 mod admin;
 mod codec;
+mod frames;
 mod health;
 mod infer;
 mod message;
 #[cfg(test)]
 mod message_tests;
 mod status;
+mod stream;
 mod tensors;
 
-use codec::{Check, CheckedCodec, Decoded};
-use infer::{Clock, InferStream};
+use codec::{CheckedCodec, Decoded};
+use frames::Frames;
+use infer::{Clock, Unary};
 use message::{
-    ModelInferRequest, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
-    ServerReadyRequest, ServerReadyResponse, health::HealthCheckRequest,
+    ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerReadyRequest,
+    ServerReadyResponse, health::HealthCheckRequest,
 };
+use stream::InferStream;
 
 use super::{Caller, OipError};
 use crate::{
-    admission::Permit,
     app::App,
     dispatch::bearer,
-    edge::{EdgeBody, Paced, request_id},
+    edge::{EdgeBody, request_id},
     respond::{Problem, REQUEST_ID},
 };
 
@@ -47,8 +53,6 @@ const INFERENCE: &str = "/inference.GRPCInferenceService/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The longest message that is no inference.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Longer answers are not compressed: that would hold up everything else on the thread.
-const COMPRESSED_BYTES_MAX: usize = 1 << 20;
 
 /// Whether a request is for [`answer`].
 pub(crate) fn is_grpc(request: &Request<Incoming>) -> bool {
@@ -66,11 +70,8 @@ pub(crate) async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Respon
         Some(problem) => problem.into_response(&request_id),
         None => {
             let call = Call { app, request_id: request_id.clone(), began: Instant::now() };
-            let (response, place) = match call.route(request).await {
-                Ok(answered) => answered,
-                Err(status) => (status.into_http(), None),
-            };
-            response.map(|body| EdgeBody::Grpc { body, _place: place })
+            let answered = call.route(request).await;
+            answered.unwrap_or_else(|status| status.into_http::<Body>().map(EdgeBody::Grpc))
         }
     };
     if let Some(code) = response.headers_mut().get_mut(Status::GRPC_STATUS)
@@ -122,8 +123,7 @@ impl Credentials {
     }
 }
 
-/// A response, and the place in the tenant's gate that lasts as long.
-type Answered = Result<(Response<Body>, Option<Permit>), Status>;
+type Answered = Result<Response<EdgeBody>, Status>;
 
 struct Call<'a> {
     app: &'a Arc<App>,
@@ -135,19 +135,20 @@ impl Call<'_> {
     async fn route(&self, request: Request<Incoming>) -> Answered {
         let path = request.uri().path().to_owned();
         if let Some(method) = path.strip_prefix(HEALTH) {
-            return Ok((self.health(method, request).await?, None));
+            return Ok(self.health(method, request).await?.map(EdgeBody::Grpc));
         }
         match path.strip_prefix(INFERENCE) {
             Some("ServerLive") => {
                 let live = |_: ServerLiveRequest| ready(Ok(ServerLiveResponse { live: true }));
-                Ok((unary(request, live).await, None))
+                Ok(unary(request, live).await.map(EdgeBody::Grpc))
             }
             Some("ServerReady") => {
                 let response = ServerReadyResponse { ready: !self.app.is_draining() };
-                Ok((unary(request, |_: ServerReadyRequest| ready(Ok(response))).await, None))
+                let ready = |_: ServerReadyRequest| ready(Ok(response));
+                Ok(unary(request, ready).await.map(EdgeBody::Grpc))
             }
             Some("ModelInfer") => self.infer(request).await,
-            Some("ModelStreamInfer") => Ok((self.stream(request).await?, None)),
+            Some("ModelStreamInfer") => self.stream(request),
             Some(method) => self.administer(method, request).await,
             None => Err(Status::unimplemented("there is no such service")),
         }
@@ -169,7 +170,7 @@ impl Call<'_> {
                         let changes = health::watch(app, &question.into_inner()?);
                         Ok::<_, Status>(tonic::Response::new(changes))
                     });
-                let mut grpc = grpc(&request, MESSAGE_BYTES_MAX, codec::unchecked);
+                let mut grpc = grpc(&request);
                 Ok(grpc.server_streaming(service, request).await)
             }
             _ => Err(Status::unimplemented("there is no such method")),
@@ -177,26 +178,30 @@ impl Call<'_> {
     }
 
     async fn infer(&self, request: Request<Incoming>) -> Answered {
-        let timeout = status::timeout(request.headers())?;
-        let clock = Clock { began: self.began, timeout };
+        let clock = Clock { began: self.began, timeout: status::timeout(request.headers())? };
         let caller = Credentials::of(request.headers())?.caller(self.app)?;
-        let place = clock.limit(caller.enter(self.app)).await??;
-        let limit = caller.body_bytes_max();
-        let service = service_fn(|request: tonic::Request<Decoded<ModelInferRequest>>| async {
-            let request = request.into_inner()?;
-            let answer = infer::infer(self.app, &caller, &self.request_id, clock, request).await?;
-            let is_long = answer.encoded_len() > COMPRESSED_BYTES_MAX;
-            let mut response = tonic::Response::new(answer);
-            if is_long {
-                response.disable_compression();
-            }
-            Ok::<_, Status>(response)
-        });
-        let mut grpc = grpc(&request, limit, codec::inference);
-        Ok((grpc.unary(service, request.map(Paced::new)).await, Some(place)))
+        let mut place = clock.limit(caller.enter(self.app)).await??;
+        let wants_gzip = sends_gzip(request.headers());
+        let (parts, body) = request.into_parts();
+        let mut frames = Frames::new(&parts.headers, body, caller.body_bytes_max())?;
+        let head = frames.head().await?;
+        let head = head.ok_or_else(|| OipError::invalid("there is no message in the request"))?;
+        let frame = frames.message(head, &mut place.charge).await?;
+        let call = Unary { app: self.app, caller: &caller, request_id: &self.request_id, clock };
+        let (message, place) = call.answer(frame, wants_gzip, place).await?;
+        let is_packed = message.first() == Some(&1);
+        let mut trailers = HeaderMap::new();
+        Status::ok("").add_header(&mut trailers)?;
+        let mut response = Response::new(EdgeBody::held(message, place, Some(trailers)));
+        head_of_answer(response.headers_mut());
+        if is_packed {
+            let gzip = HeaderValue::from_static("gzip");
+            response.headers_mut().insert("grpc-encoding", gzip);
+        }
+        Ok(response)
     }
 
-    async fn stream(&self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+    fn stream(&self, request: Request<Incoming>) -> Answered {
         let clock = Clock { began: self.began, timeout: status::timeout(request.headers())? };
         let credentials = Credentials::of(request.headers())?;
         let caller = credentials.caller(self.app)?;
@@ -205,19 +210,14 @@ impl Call<'_> {
             let text = "as many streams of this tenant are open as its concurrency allows";
             OipError::TooManyRequests(text.to_owned())
         })?;
-        let limit = caller.body_bytes_max();
         let (app, request_id) = (self.app.clone(), self.request_id.clone());
-        let mut stream = Some(InferStream { app, credentials, request_id, clock, _place: place });
-        let service = service_fn(|requests: tonic::Request<_>| {
-            let answers = stream.take().map(|stream| stream.answer(requests.into_inner()));
-            let answers = answers.ok_or_else(|| Status::internal("a call was taken twice"));
-            std::future::ready(answers.map(tonic::Response::new))
-        });
-        // Answers of a stream are not compressed: one by one they could not be told not to be.
-        let mut grpc = server::Grpc::new(CheckedCodec::new(codec::inference))
-            .accept_compressed(CompressionEncoding::Gzip)
-            .max_decoding_message_size(limit);
-        Ok(grpc.streaming(service, request).await)
+        let (parts, body) = request.into_parts();
+        let frames = Frames::new(&parts.headers, body, caller.body_bytes_max())?;
+        let stream = InferStream { app, credentials, request_id, clock, _place: place };
+        let body = Body::new(StreamBody::new(stream.answer(frames)));
+        let mut response = Response::new(EdgeBody::Grpc(body));
+        head_of_answer(response.headers_mut());
+        Ok(response)
     }
 
     async fn administer(&self, method: &str, request: Request<Incoming>) -> Answered {
@@ -256,7 +256,9 @@ impl Call<'_> {
             "LogSettings" => unary(request, |q| ready(admin::log_settings(&q))).await,
             _ => return Err(Status::unimplemented("there is no such method")),
         };
-        Ok((response, place))
+        // The place lasts until the answer is gone.
+        let held = move |body: Body| Body::new(body.map_frame(move |frame| (frame, &place).0));
+        Ok(response.map(held).map(EdgeBody::Grpc))
     }
 
     /// Answers that may be long are put together on a thread that may take its time.
@@ -286,24 +288,28 @@ where
         let answer = question.into_inner().map(&mut handle);
         async { Ok(tonic::Response::new(answer?.await?)) }
     });
-    let mut grpc = grpc(&request, MESSAGE_BYTES_MAX, codec::unchecked);
+    let mut grpc = grpc(&request);
     grpc.unary(service, request).await
 }
 
+fn head_of_answer(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+}
+
+fn sends_gzip(headers: &HeaderMap) -> bool {
+    headers.get("grpc-encoding").is_some_and(|encoding| encoding == "gzip")
+}
+
 /// Every client says that it can read gzip; one that also writes it wants it.
-fn grpc<A, Q>(
-    request: &Request<Incoming>,
-    message_bytes_max: usize,
-    check: Check,
-) -> server::Grpc<CheckedCodec<A, Q>>
+fn grpc<A, Q>(request: &Request<Incoming>) -> server::Grpc<CheckedCodec<A, Q>>
 where
     A: Message + Send + 'static,
     Q: Message + Default + Send + 'static,
 {
-    let grpc = server::Grpc::new(CheckedCodec::new(check))
+    let grpc = server::Grpc::new(CheckedCodec::default())
         .accept_compressed(CompressionEncoding::Gzip)
-        .max_decoding_message_size(message_bytes_max);
-    match request.headers().get("grpc-encoding").is_some_and(|encoding| encoding == "gzip") {
+        .max_decoding_message_size(MESSAGE_BYTES_MAX);
+    match sends_gzip(request.headers()) {
         true => grpc.send_compressed(CompressionEncoding::Gzip),
         false => grpc,
     }

@@ -88,14 +88,6 @@ pub(super) fn of_others(code: Code) -> Option<Code> {
     }
 }
 
-/// The same for the end of a stream.
-pub(super) fn as_others_say(status: Status) -> Status {
-    match of_others(status.code()) {
-        Some(code) => Status::new(code, status.message()),
-        None => status,
-    }
-}
-
 /// How long the caller waits: the header `grpc-timeout`, of at most eight digits and a unit.
 pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, OipError> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };

@@ -73,7 +73,11 @@ fn typed(mut input: InferInputTensor) -> Result<NamedTensor, OipError> {
 }
 
 fn little_endian<T: Copy, const N: usize>(values: &mut Vec<T>, bytes: fn(T) -> [u8; N]) -> Vec<u8> {
-    std::mem::take(values).into_iter().flat_map(bytes).collect()
+    let mut data = Vec::with_capacity(values.len() * N);
+    for value in std::mem::take(values) {
+        data.extend_from_slice(&bytes(value));
+    }
+    data
 }
 
 fn narrowed<W, T: TryFrom<W>, const N: usize>(

@@ -1,0 +1,71 @@
+//! What a request holds from when it is let in until its answer is gone, and where the long work on its bytes is done.
+
+use std::sync::Arc;
+
+use super::OipError;
+use crate::{
+    admission::{Permit, TenantAdmission},
+    app::App,
+    budget::{Charge, FLOOR_BYTES, NoRoom},
+};
+
+/// Bodies and answers up to here are read and written where they are; longer ones on a thread that may take its time.
+pub(crate) const INLINE_BYTES_MAX: usize = 128 * 1024;
+
+/// A place in the tenant's gate, and the bytes that the request and its answer take.
+pub(crate) struct Place {
+    _permit: Permit,
+    pub(super) charge: Charge,
+    admission: Arc<TenantAdmission>,
+}
+
+impl Place {
+    pub(super) fn take(permit: Permit, admission: Arc<TenantAdmission>) -> Result<Self, NoRoom> {
+        let charge = admission.bytes.charge(FLOOR_BYTES)?;
+        Ok(Place { _permit: permit, charge, admission })
+    }
+
+    /// Lets the next one in, while the answer still takes its bytes.
+    pub(super) fn leave(self) -> Charge {
+        self.charge
+    }
+}
+
+impl From<NoRoom> for OipError {
+    fn from(no_room: NoRoom) -> Self {
+        match no_room {
+            NoRoom::Ever => OipError::TooLarge(
+                "the request with its answer takes more memory than a tenant may have on this node; send less at once, \
+                 or ask for outputs as binary data"
+                    .to_owned(),
+            ),
+            NoRoom::Tenant => OipError::TooManyRequests(
+                "the tenant's requests and answers take all of its memory; try again when some are done".to_owned(),
+            ),
+            NoRoom::Node => OipError::unavailable(
+                "requests and answers take all of the node's memory for them; try again shortly",
+            ),
+        }
+    }
+}
+
+/// Work on the bytes of a request. Where it takes long it goes to a thread that may, and of those there are as many at
+/// once as the node has cores, half of them at most for one tenant. The place goes along: what a client that leaves has
+/// begun still takes its memory until it is done.
+pub(super) async fn apart_if<T: Send + 'static>(
+    app: &App,
+    mut place: Place,
+    is_long: bool,
+    work: impl FnOnce(&mut Place) -> Result<T, OipError> + Send + 'static,
+) -> Result<(T, Place), OipError> {
+    if !is_long {
+        return Ok((work(&mut place)?, place));
+    }
+    let own = place.admission.parsers.clone().acquire_owned().await.map_err(OipError::internal)?;
+    let whole = app.parsers.clone().acquire_owned().await.map_err(OipError::internal)?;
+    let work = move || {
+        let _turn = (own, whole);
+        Ok((work(&mut place)?, place))
+    };
+    tokio::task::spawn_blocking(work).await.map_err(OipError::internal)?
+}

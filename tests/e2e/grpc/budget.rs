@@ -1,0 +1,96 @@
+//! What requests may take of the node's memory before anybody has answered them.
+
+use bytes::Bytes;
+use prost::Message;
+use sandpiper_tests::{GrpcCall, GrpcClient, Server, frame, model, until};
+
+use super::{
+    client, code, infer, inference,
+    message::{
+        InferTensorContents, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
+        model_infer_request::InferInputTensor,
+    },
+    refused, row, tenant,
+};
+
+fn numbers(count: usize) -> Bytes {
+    let contents = InferTensorContents { int64_contents: vec![0; count], ..Default::default() };
+    let input = InferInputTensor {
+        name: "x".to_owned(),
+        datatype: "INT64".to_owned(),
+        shape: vec![count as i64],
+        contents: Some(contents),
+        ..Default::default()
+    };
+    let model_name = "mul-add".to_owned();
+    let request = ModelInferRequest { model_name, inputs: vec![input], ..Default::default() };
+    frame(&request.encode_to_vec())
+}
+
+#[test]
+fn packed_numbers_are_refused_before_they_grow() {
+    let mut server = Server::start();
+    let tenant = tenant(&server, "acme");
+    let client = client(&server, &tenant);
+    let before = server.memory_peak_mib();
+    // 40 MiB of zeros of a byte each would be 320 MiB; `dedicated` has 256 MiB of tensors.
+    let answer =
+        client.unary_bytes::<ModelInferResponse>(&inference("ModelInfer"), numbers(40 << 20));
+    assert!(refused(answer, code::RESOURCE_EXHAUSTED).contains("tensors"));
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 160, "the server went from {before} to {peak} MiB");
+    infer(&client, &row([0.0; 3])).unwrap();
+    server.still_runs();
+}
+
+/// Sends most of a message, and keeps the rest.
+fn hold(client: &GrpcClient, bytes: usize) -> GrpcCall<'_> {
+    let mut message = frame(&vec![0; bytes + (256 << 10)]).to_vec();
+    message.truncate(bytes);
+    let mut call = client.open(&inference("ModelInfer"));
+    call.send_bytes(message.into(), false);
+    call
+}
+
+#[test]
+fn a_tenant_holds_half_of_the_nodes_budget_and_all_hold_no_more_than_the_whole() {
+    let mut server = Server::with_settings("protocol_mib = 8");
+    let tenants = ["one", "two", "three"].map(|name| tenant(&server, name));
+    let clients = tenants.each_ref().map(|tenant| client(&server, tenant));
+    let ask = |client: &GrpcClient| {
+        let request = ModelInferRequest { id: "x".repeat(1 << 19), ..row([0.0; 3]) };
+        infer(client, &request)
+    };
+    ask(&clients[0]).unwrap();
+    let first = hold(&clients[0], 7 << 19);
+    // A tenant that has too much at once is told so, and the others are not.
+    until("the tenant's part is full", || {
+        ask(&clients[0]).is_err_and(|status| status.code == code::RESOURCE_EXHAUSTED).then_some(())
+    });
+    ask(&clients[1]).unwrap();
+    let second = hold(&clients[1], 7 << 19);
+    until("the node is full", || {
+        ask(&clients[2]).is_err_and(|status| status.code == code::UNAVAILABLE).then_some(())
+    });
+    infer(&clients[2], &row([0.0; 3])).unwrap();
+    drop((first, second));
+    until("what was held is free", || clients.iter().all(|c| ask(c).is_ok()).then_some(()));
+    server.still_runs();
+}
+
+#[test]
+fn messages_of_a_stream_that_are_none_count_against_the_rate() {
+    let server = Server::start();
+    let free = server.tenant("acme", "free");
+    free.put_model("mul-add", &model("mul-add.onnx")).expect(201);
+    let client = client(&server, &free);
+    let mut call = client.open(&inference("ModelStreamInfer"));
+    // A burst of 40 and 20 each second.
+    let mut next = || {
+        call.send_bytes(frame(b"\xff\xff\xff"), false);
+        let answer = call.message().expect("an answer");
+        ModelStreamInferResponse::decode(answer).unwrap().error_message
+    };
+    assert!(next().contains("ModelInferRequest"));
+    assert!((0..2000).any(|_| next().contains("faster than its limit")));
+}
