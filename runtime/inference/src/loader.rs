@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
+use sandpiper_domain::{InferenceError, NamedTensor, TenantName, Tensor};
 
 use crate::{
     LoadError, LoadedModel, Measurement, ModelSpec, ModelStats, Trial, alloc,
@@ -46,11 +46,12 @@ impl Loader {
         &self,
         spec: ModelSpec,
         stats: Arc<ModelStats>,
+        owner: Option<&TenantName>,
         is_upload: bool,
     ) -> Loaded {
         let ModelSpec { bytes, digest, options, samples, measurement } = spec;
         let needed = (bytes.len() as u64).saturating_mul(WEIGHTS_HELD);
-        let reservation = self.registry.wait_for_room(needed)?;
+        let reservation = self.registry.wait_for_room(needed, owner)?;
         let known = measurement.as_ref().and_then(Measurement::here);
         let program = tract::load(&bytes, &options, &samples, known);
         drop(bytes);
