@@ -5,6 +5,7 @@
 mod alloc;
 mod backend;
 mod batch;
+mod builders;
 mod contain;
 mod contract;
 mod cost;

@@ -16,7 +16,9 @@ use sandpiper_domain::{Band, BoxFuture, Digest, ModelKey, ModelName, TenantName}
 use tokio::sync::oneshot;
 
 use crate::{
-    LoadError, LoadedModel, ModelSpec, ModelStats, Trial, contain,
+    LoadError, LoadedModel, ModelSpec, ModelStats, Trial,
+    builders::Builders,
+    contain,
     footprint::Ledger,
     loader::Loader,
     pool::{Owned, Pool},
@@ -118,7 +120,8 @@ impl InferencePlane {
         })?;
         let responses = Arc::new(ResponseCache::new(config.responses_bytes_max));
         let trial = config.trial;
-        let loader = Arc::new(Loader { compute, registry, responses, trial });
+        let builders = Arc::new(Builders::start(LOADERS_MAX.min(config.threads))?);
+        let loader = Arc::new(Loader { compute, builders, registry, responses, trial });
         Ok(Arc::new(InferencePlane { loader, loaders, inspectors, stats: DashMap::new() }))
     }
 

@@ -320,7 +320,7 @@ mod tests {
         queue.add(owner("acme"), 100);
         queue.add(None, 200);
         let second = Duration::from_secs(1);
-        let mut serve = |queue: &mut Queue<u32>, took| {
+        let serve = |queue: &mut Queue<u32>, took| {
             let (owner, job) = queue.next().unwrap();
             queue.settle(&owner, took);
             job

@@ -45,6 +45,10 @@ pub struct MemoryTerms {
 /// Tells the terms of each tenant, as they are now.
 pub type MemoryTermsOf = dyn Fn(&TenantName) -> MemoryTerms + Send + Sync;
 
+/// A load that is taken to need more than this part of the budget on its way is made while no other such is: together,
+/// what they need for a moment would be well beyond it.
+const LARGE_PART: u64 = 16;
+
 /// A load on its way, which others may wait for.
 pub(crate) struct Pending {
     pub(crate) id: u64,
@@ -63,6 +67,8 @@ pub(crate) struct Registry {
     /// Frees what callers have no time to free.
     freed: Sender<Forgotten>,
     bytes_max: u64,
+    /// Held while a large load is made.
+    large_load: Mutex<()>,
     /// Held while room is made, so that two that add do not evict for each other's bytes.
     making_room: Mutex<()>,
 }
@@ -91,6 +97,7 @@ impl Registry {
             terms,
             freed,
             bytes_max,
+            large_load: Mutex::new(()),
             making_room: Mutex::new(()),
         }
     }
@@ -184,6 +191,12 @@ impl Registry {
             return Err(LoadError::NoRoom { needed });
         }
         Ok(())
+    }
+
+    /// Waits until no other large load is under way, where one that needs so many bytes is large. On a loader thread.
+    pub(crate) fn alone_if_large(&self, bytes: u64) -> Option<MutexGuard<'_, ()>> {
+        let is_large = bytes > self.bytes_max / LARGE_PART;
+        is_large.then(|| self.large_load.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes room for about `bytes`, and waits a while for what was forgotten and still runs. The room stays reserved

@@ -8,3 +8,4 @@ mod registry;
 mod rewrite;
 mod scheduler;
 mod sizes;
+mod threads;
