@@ -53,7 +53,8 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// The threads are those that run it and those that make plans for it; `responses` is its part of the cache of answers, where it has one.
+    /// The threads are those that run it and those that make plans for it; `responses` is its part of the cache of
+    /// answers, where it has one.
     pub(crate) fn new(
         program: Arc<dyn Program>,
         (scheduler, builders): (Arc<Scheduler>, Arc<Builders>),
