@@ -2,6 +2,7 @@
 
 import json
 import queue
+import time
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -42,6 +43,13 @@ def ask(node, model, named, outputs=None, **options):
         model, tensors(named), outputs=wanted, headers=key(node), **options
     )
     return arrays(result)
+
+
+def eventually(holds):
+    until = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < until, "it did not come true"
+        time.sleep(0.02)
 
 
 def same(given, model, named, rtol=1e-5, atol=1e-6):
@@ -129,8 +137,18 @@ def check_every_datatype(node):
     ]:
         model = f"identity-{name}"
         node.put_model(model, model_file(model).read_bytes())
-        array = np.arange(6).reshape(2, 3).astype(dtype)
+        array = np.resize(extremes(dtype), (2, 3))
         same(ask(node, model, {"x": array}), model, {"x": array})
+
+
+def extremes(dtype):
+    if dtype is np.bool_:
+        return np.array([True, False, False])
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        return np.array([limits.min, limits.max, 1, limits.max - 1], dtype)
+    limits = np.finfo(dtype)
+    return np.array([limits.min, limits.max, limits.tiny, 0.1], dtype)
 
 
 def check_messages_of_many_megabytes(node):
@@ -180,12 +198,24 @@ def check_infer_asynchronously(node):
 
 def check_a_call_can_be_cancelled(node):
     answers = queue.Queue()
-    call = client(node).async_infer(
-        "magika", tensors({"bytes": np.zeros((64, 2048), np.int32)}),
-        lambda result, error: answers.put(error), headers=key(node),
-    )
-    call.cancel()
-    assert "CANCELLED" in str(answers.get(timeout=PATIENCE))
+    one = client(node)
+    calls = [
+        one.async_infer(
+            "magika", tensors({"bytes": np.zeros((64, 2048), np.int32)}),
+            lambda result, error: answers.put(error), headers=key(node),
+        )
+        for _ in range(16)
+    ]
+    # More than run at once, so that some wait.
+    eventually(lambda: node.metric("sandpiper_inference_queue_depth") > 0)
+    for call in calls:
+        call.cancel()
+    for _ in calls:
+        assert "CANCELLED" in str(answers.get(timeout=PATIENCE))
+    eventually(lambda: node.metric("sandpiper_inference_queue_depth") == 0)
+    cancelled = 'nv_inference_request_failure{model="magika",version="1",tenant="acme",reason="CANCELED"}'
+    eventually(lambda: node.metric(cancelled) > 0)
+    assert node.metric('nv_inference_request_success{model="magika",version="1",tenant="acme"}') < len(calls)
     same(ask(node, "iris", {"X": IRIS}), "iris", {"X": IRIS})
 
 

@@ -82,6 +82,15 @@ class Node:
         with urllib.request.urlopen(request) as answer:
             return json.loads(answer.read() or b"null")
 
+    def metric(self, series):
+        """What a series of the metrics says now; 0 where it is not there."""
+        request = urllib.request.Request(self.url + "/metrics")
+        request.add_header("Authorization", f"Bearer {OPERATOR_KEY}")
+        with urllib.request.urlopen(request) as answer:
+            lines = answer.read().decode().splitlines()
+        found = (line.removeprefix(series) for line in lines if line.startswith(series + " "))
+        return float(next(found, 0))
+
     def new_tenant(self, name, tier):
         """Makes a tenant; its key."""
         self.call("POST", "/api/v1/tenants", {"name": name, "tier": tier}, OPERATOR_KEY)

@@ -129,6 +129,38 @@ fn failures_are_counted_and_decide_the_exit_code() {
 }
 
 #[test]
+fn a_run_in_which_nothing_succeeds_does_not_end_well() {
+    let server = Server::start();
+    let (tenant, person) = member(&server);
+    tenant.deploy("misbehave", "");
+    // One answer takes two seconds, and the level a third of one.
+    let slow = ["--json", "bench", "misbehave", "--path", "/stream?chunks=2&ms=1000", "-c", "2"];
+    for more in [&[][..], &["--allow-errors"]] {
+        let output = person.run(&with_short(&[&slow[..], more].concat()));
+        assert_eq!(output.status.code(), Some(3), "{output:#?}");
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let level = &result["levels"][0];
+        assert_eq!(
+            (&level["requests"], &level["requests_late"]),
+            (&0.into(), &2.into()),
+            "{level}"
+        );
+    }
+}
+
+#[test]
+fn the_servers_part_is_that_of_the_version_that_answers() {
+    let server = Server::start();
+    let (tenant, person) = loaded_with_tenant(&server);
+    tenant.client.put("/api/v1/models/iris?max_delay_us=1", model("iris")).expect(201);
+    for name in ["iris", "iris@1"] {
+        let result = person.json(&with_short(&["bench", "model", name, "-c", "1", "--binary"]));
+        let level = &result["levels"][0];
+        assert_eq!(level["server"]["requests"], level["requests_sent"], "{name}: {level}");
+    }
+}
+
+#[test]
 fn a_model_is_loaded_with_inputs_made_for_it() {
     let server = Server::start();
     let (tenant, person) = loaded_with_tenant(&server);

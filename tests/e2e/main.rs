@@ -22,6 +22,7 @@ mod models;
 mod names;
 mod oip;
 mod oip_bad_input;
+mod oip_reading;
 mod oip_repository;
 mod persistence;
 mod registry;

@@ -136,3 +136,87 @@ fn a_model_that_makes_room_is_counted() {
     let memory = server.metrics().sum("sandpiper_model_memory_bytes", &[]);
     assert!(0.0 < memory && memory <= 16.0 * 1_048_576.0, "{memory}");
 }
+
+#[test]
+fn calls_that_did_not_end_well_are_counted_by_their_reason() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "dedicated");
+    tenant.put_model("gather", &model("gather.onnx")).expect(201);
+    let about = tenant.client.get("/v2/models/gather").expect(200).json();
+    let input = &about["inputs"][0];
+    let ask = |status: u16| {
+        let sizes = input["shape"].as_array().unwrap().iter();
+        let shape: Vec<i64> = sizes.map(|size| size.as_i64().unwrap().max(1)).collect();
+        // Beyond the rows that there are: the backend panics.
+        let data = vec![999_999; shape.iter().product::<i64>() as usize];
+        let tensor = json!({ "name": input["name"], "datatype": input["datatype"], "shape": shape, "data": data });
+        let body = json!({ "inputs": [tensor] });
+        tenant.client.post_json("/v2/models/gather/infer", &body).expect(status);
+    };
+    let failures = |reason: &str| {
+        let labels = [("model", "gather"), ("reason", reason)];
+        server.metrics().sum("nv_inference_request_failure", &labels)
+    };
+    for _ in 0..3 {
+        ask(500);
+    }
+    assert_eq!((failures("BACKEND"), failures("REJECTED")), (3.0, 0.0));
+    // It is in quarantine now.
+    for _ in 0..2 {
+        ask(503);
+    }
+    assert_eq!((failures("BACKEND"), failures("REJECTED")), (3.0, 2.0));
+    assert_eq!((failures("CANCELED"), failures("OTHER")), (0.0, 0.0));
+}
+
+#[test]
+fn answers_are_in_a_histogram() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "dedicated");
+    tenant.put_model("mul-add", &model("mul-add.onnx")).expect(201);
+    for _ in 0..5 {
+        infer(&tenant, "mul-add", &[1.0, 2.0, 3.0], 200);
+    }
+    infer(&tenant, "mul-add", &[1.0], 400);
+    let metrics = server.metrics();
+    let name = "nv_inference_first_response_histogram_ms";
+    let bucket = |le: &str| {
+        let labels = [("model", "mul-add"), ("tenant", "acme"), ("le", le)];
+        metrics.sum(&format!("{name}_bucket"), &labels)
+    };
+    let buckets = ["1", "10", "100", "500", "2000", "5000", "+Inf"].map(bucket);
+    assert!(buckets.is_sorted(), "{buckets:?}");
+    assert_eq!((buckets[6], of(&metrics, &format!("{name}_count"), "acme", "1")), (5.0, 5.0));
+    let sum = of(&metrics, &format!("{name}_sum"), "acme", "1");
+    let us = of(&metrics, "nv_inference_request_duration_us", "acme", "1");
+    assert_eq!(sum, (us / 1000.0).floor());
+    assert!(metrics.text().contains(&format!("# TYPE {name} histogram")));
+}
+
+#[test]
+fn versions_beyond_a_tenants_series_are_summed() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "dedicated");
+    let file = model("mul-add.onnx");
+    // One tenant has a hundred series.
+    for number in 0..103 {
+        let (name, delay) = (format!("m{}", number % 3), number / 3);
+        let path = format!("/api/v1/models/{name}?batching=false&max_delay_us={delay}");
+        tenant.client.put(&path, &file).expect(201);
+    }
+    let series = || {
+        let metrics = server.metrics();
+        let lines = metrics.text().lines();
+        lines.filter(|line| line.starts_with("nv_inference_count{")).count()
+    };
+    assert_eq!(series(), 101);
+    for number in 0..3 {
+        infer(&tenant, &format!("m{number}"), &[1.0, 2.0, 3.0], 200);
+    }
+    let metrics = server.metrics();
+    let labels = [("model", "other"), ("version", "other"), ("tenant", "other")];
+    let others = metrics.sum("nv_inference_count", &labels);
+    let named = metrics.sum("nv_inference_count", &[("tenant", "acme")]);
+    assert_eq!((others + named, series()), (3.0, 101));
+    assert!(metrics.sum("sandpiper_model_loads_total", &labels) > 0.0);
+}

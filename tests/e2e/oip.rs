@@ -277,6 +277,20 @@ fn keys_and_scopes_count() {
 }
 
 #[test]
+fn what_says_that_there_is_no_sequence_is_passed_over() {
+    let server = Server::start();
+    let tenant = iris(&server);
+    let ask = |parameters: Value| {
+        let row = [json!([5.1, 3.5, 1.4, 0.2])];
+        tenant.client.post_json(IRIS, &question(&row, json!({ "parameters": parameters })))
+    };
+    ask(json!({ "sequence_id": 0, "sequence_start": false, "sequence_end": false })).expect(200);
+    for parameters in [json!({ "sequence_id": 4 }), json!({ "sequence_start": true })] {
+        assert!(refused(ask(parameters), 501).contains("sequences"));
+    }
+}
+
+#[test]
 fn a_request_id_is_kept_and_one_is_made() {
     let server = Server::start();
     let tenant = iris(&server);

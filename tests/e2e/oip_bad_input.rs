@@ -182,6 +182,50 @@ fn chunks_of_one_byte_are_one_body() {
 }
 
 #[test]
+fn a_malformed_body_is_refused_in_chunks_of_one_byte_too() {
+    let mut server = Server::start();
+    let tenant = iris(&server);
+    let mut connection = server.connect();
+    let good = input(json!({})).to_string();
+    for body in ["{\"inputs\":5}".to_owned(), good[..good.len() - 1].to_owned(), good.clone() + "}"]
+    {
+        connection.send(head_of_request(&tenant, "transfer-encoding: chunked\r\n"));
+        for byte in body.as_bytes() {
+            connection.send([b"1\r\n", &[*byte][..], b"\r\n"].concat());
+        }
+        connection.send("0\r\n\r\n");
+        assert!(refused(connection.answer(), 400).contains("not as expected"), "{body}");
+    }
+    // What breaks the rule of chunks itself is no request at all.
+    connection.send(head_of_request(&tenant, "transfer-encoding: chunked\r\n"));
+    connection.send("1\r\n{\r\nx\r\n");
+    assert_eq!(connection.answer().status, 400);
+    self::good(&tenant);
+    server.still_runs();
+}
+
+#[test]
+fn a_body_that_comes_too_slowly_is_408_wherever_it_goes() {
+    let server = Server::start();
+    let tenant = iris(&server);
+    let paths = [
+        IRIS,
+        "/v2/repository/index",
+        "/v2/repository/models/iris/load",
+        "/v2/repository/models/iris/unload",
+    ];
+    let mut connections = paths.map(|path| {
+        let mut connection = server.connect();
+        let head = head_of_request(&tenant, "content-length: 100\r\n").replace(IRIS, path);
+        connection.send(head).send("{");
+        connection
+    });
+    for (path, connection) in paths.iter().zip(&mut connections) {
+        assert!(refused(connection.answer(), 408).contains("slowly"), "{path}");
+    }
+}
+
+#[test]
 fn a_connection_outlives_a_request_that_was_read_and_refused() {
     let server = Server::start();
     let tenant = iris(&server);

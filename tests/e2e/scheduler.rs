@@ -40,7 +40,8 @@ fn a_model_shows_what_is_in_it_and_what_batches_take() {
         .iter()
         .map(|c| c["size"].as_u64().unwrap())
         .collect();
-    assert_eq!(sizes, [1, 2, 4, 8, 16, 32]);
+    // How far it gets in its time depends on how busy the machine is.
+    assert!(sizes.len() > 1 && [1, 2, 4, 8, 16, 32].starts_with(&sizes), "{sizes:?}");
     assert!(shown["batching"]["curve"][0]["us"].as_f64().unwrap() > 0.0);
     assert_eq!(shown["batching"]["sizes"][0], 1);
     // A model whose first axis is fixed says why it is not batched.
@@ -87,8 +88,8 @@ fn outputs(answer: &Answer) -> Value {
 fn a_model_that_panics_three_times_in_a_row_is_failed_until_a_new_version_comes() {
     let mut server = Server::start();
     let acme = tenant(&server, "acme");
-    acme.put_model("gather", &model("gather.onnx")).expect(201);
-    acme.put_model("other", &model("gather.onnx")).expect(201);
+    acme.put_model("gather", &model("brittle.onnx")).expect(201);
+    acme.put_model("other", &model("brittle.onnx")).expect(201);
     for _ in 0..3 {
         assert_eq!(gather(&acme, "gather", 999).status, 502);
     }
@@ -97,12 +98,12 @@ fn a_model_that_panics_three_times_in_a_row_is_failed_until_a_new_version_comes(
     assert!(refused.message().starts_with("unavailable: "), "{refused:?}");
     let shown = show(&acme, "gather");
     assert_eq!(shown["state"], "failed");
-    assert!(shown["reason"].as_str().unwrap().contains("Gather"), "{shown}");
+    assert!(shown["reason"].as_str().unwrap().contains("Div"), "{shown}");
     // Its neighbour is of the same bytes and none the worse.
     gather(&acme, "other", 3).expect(200);
     assert_eq!(show(&acme, "other")["state"], "ready");
     acme.put_model("gather", &model("iris")).expect(201);
-    acme.put_model("gather", &model("gather.onnx")).expect(201);
+    acme.put_model("gather", &model("brittle.onnx")).expect(201);
     assert_eq!(show(&acme, "gather")["state"], "ready");
     gather(&acme, "gather", 3).expect(200);
     server.still_runs();
@@ -112,7 +113,7 @@ fn a_model_that_panics_three_times_in_a_row_is_failed_until_a_new_version_comes(
 fn a_guest_of_a_model_closes_it_to_itself_alone() {
     let server = Server::start();
     let (acme, beta) = (tenant(&server, "acme"), tenant(&server, "beta"));
-    acme.put_model("gather", &model("gather.onnx")).expect(201);
+    acme.put_model("gather", &model("brittle.onnx")).expect(201);
     acme.client.put_json("/api/v1/models/gather/grants", &json!({ "tenants": "*" })).expect(200);
     for _ in 0..3 {
         assert_eq!(gather(&beta, "acme/gather", 999).status, 502);
@@ -165,4 +166,33 @@ fn a_full_queue_is_503_and_says_busy() {
         assert_eq!(refused.json()["error"]["code"], "model_unavailable");
         assert!(refused.message().starts_with("busy: "), "{refused:?}");
     });
+}
+
+#[test]
+fn calls_that_lower_their_priority_wait_in_the_low_band() {
+    let server = Server::with_settings("inference_threads = 1");
+    let (acme, beta) = (server.tenant("acme", "dedicated"), server.tenant("beta", "dedicated"));
+    for tenant in [&acme, &beta] {
+        tenant.put_model("slow", &model("slow.onnx")).expect(201);
+    }
+    let ask = |tenant: &Tenant, priority: u64| {
+        let input = json!({ "name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1] });
+        let body = json!({ "parameters": { "priority": priority }, "inputs": [input] });
+        tenant.client.post_json("/v2/models/slow/infer", &body)
+    };
+    let waiting =
+        |band: &str| server.metrics().sum("sandpiper_inference_waiting", &[("band", band)]);
+    std::thread::scope(|scope| {
+        for (tenant, priority) in
+            [(&acme, 0), (&acme, 1), (&acme, 1), (&beta, 2), (&beta, 2), (&beta, 7)]
+        {
+            let ask = &ask;
+            scope.spawn(move || ask(tenant, priority));
+        }
+        // One of them runs.
+        sandpiper_tests::until("each waits in its band", || {
+            (waiting("low") >= 2.0 && waiting("normal") >= 2.0).then_some(())
+        });
+    });
+    assert_eq!((waiting("low"), waiting("normal")), (0.0, 0.0));
 }

@@ -25,6 +25,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+import ml_models
 import sklearn_models
 
 OIP = {
@@ -52,7 +53,7 @@ def write(directory, digits):
     directory.mkdir(parents=True, exist_ok=True)
     entries = []
     kinds = (identities, arithmetic, labels, shapes, gathers, division, facts, heavy)
-    for models in (*kinds, recurrent, shifts, extremes, sklearn_models.models):
+    for models in (*kinds, recurrent, shifts, extremes, quantised, ml_models.models, sklearn_models.models):
         for name, about, model, runs in models():
             entries.append(entry(directory, name, about, model, runs))
     for name, about, content in (*refused(digits.read_bytes()), *sklearn_models.strings()):
@@ -302,12 +303,55 @@ def shapes():
     )
 
 
+def quantised():
+    """A scale and a zero point for each channel: of the values, along each axis, and of the weights."""
+    random = np.random.default_rng(7)
+    rows = random.uniform(-3, 3, (4, 3, 5)).astype(np.float32)
+    for dtype in ("int8", "uint8"):
+        for axis, count in ((1, 3), (2, 5)):
+            scales = random.uniform(0.01, 0.1, count).astype(np.float32)
+            zeros = random.integers(0, 100, count).astype(dtype)
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            yield (
+                f"quantise-{dtype}-axis-{axis}.onnx",
+                f"QuantizeLinear to {dtype} and back, by channel of axis {axis}",
+                build(
+                    [
+                        ("QuantizeLinear", ["x", "s", "z"], ["q"], {"axis": axis}),
+                        ("DequantizeLinear", ["q", "s", "z"], ["y"], {"axis": axis}),
+                    ],
+                    [("x", FLOAT, ["N", 3, 5])],
+                    [("q", kind, ["N", 3, 5]), ("y", FLOAT, ["N", 3, 5])],
+                    [("s", scales), ("z", zeros)],
+                ),
+                [{"x": rows}, {"x": rows[:1]}],
+            )
+    weights = random.integers(-127, 128, (5, 4)).astype(np.int8)
+    for axis, count in ((0, 5), (1, 4)):
+        scales = random.uniform(0.01, 0.1, count).astype(np.float32)
+        zeros = random.integers(-5, 5, count).astype(np.int8)
+        yield (
+            f"quantised-weights-axis-{axis}.onnx",
+            f"a product with int8 weights, by channel of axis {axis}",
+            build(
+                [
+                    ("DequantizeLinear", ["w", "s", "z"], ["real"], {"axis": axis}),
+                    ("MatMul", ["x", "real"], ["y"]),
+                ],
+                [("x", FLOAT, ["N", 5])],
+                [("y", FLOAT, ["N", 4])],
+                [("w", weights), ("s", scales), ("z", zeros)],
+            ),
+            [{"x": rows[:, 0]}, {"x": rows[:1, 1]}],
+        )
+
+
 def gathers():
     table = (np.arange(16)[:, None] * 10 + np.arange(4)).astype(np.float32)
     runs = [[0], [15, 3, -1, -16], [16], [-17], [999999], [2**40], [-(2**63)], [3, 16]]
     yield (
         "gather.onnx",
-        "rows of a table of 16; an index outside panics in tract and must be an error",
+        "rows of a table of 16; an index outside must be an error",
         build(
             [("Gather", ["table", "indices"], ["rows"], {"axis": 0})],
             [("indices", INT64, ["N"])],
@@ -316,6 +360,36 @@ def gathers():
         ),
         [{"indices": np.array(run, np.int64)} for run in runs],
     )
+    yield (
+        "brittle.onnx",
+        "the same, and 999 divides by zero, which panics in tract and must be an error",
+        build(
+            [
+                ("Sub", ["indices", "worst"], ["far"]),
+                ("Div", ["one", "far"], ["nothing"]),
+                ("Add", ["indices", "nothing"], ["place"]),
+                ("Gather", ["table", "place"], ["rows"], {"axis": 0}),
+            ],
+            [("indices", INT64, ["N"])],
+            [("rows", FLOAT, ["N", 4])],
+            [("table", table), ("worst", np.array([999])), ("one", np.array([1]))],
+        ),
+        [{"indices": np.array([0, 15, 3])}, {"indices": np.array([999]), FAILS: True}],
+    )
+    rows, indices = [("x", FLOAT, ["N", 3])], [("i", INT64, ["A", "B"])]
+    x = f32([1, 2, 3], [4, 5, 6])
+    for name, operator, attributes, makes in (
+        ("gather-columns", "Gather", {"axis": 1}, ["N", "A", "B"]),
+        ("gather-elements", "GatherElements", {"axis": 1}, ["A", "B"]),
+    ):
+        # In the second and third, tract's Gather would read a number of the row beside.
+        runs = [[[0, 2], [-1, -3]], [[0, 3], [0, 0]], [[-4, 0], [0, 0]], [[2**40, 0], [0, 0]]]
+        yield (
+            f"{name}.onnx",
+            f"{operator} along the columns; an index outside must be an error",
+            build([(operator, ["x", "i"], ["y"], attributes)], rows + indices, [("y", FLOAT, makes)]),
+            [{"x": x, "i": np.array(run, np.int64)} for run in runs],
+        )
 
 
 def division():

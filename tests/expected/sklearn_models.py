@@ -65,6 +65,9 @@ def estimators():
     }
     for data, (features, labels) in (("iris", iris), ("cancer", cancer)):
         for name, estimator in classifiers.items():
+            # Of 30 features it makes 496, each by nodes of its own, over which the backend takes longer than a trial may.
+            if (data, name) == ("cancer", "polynomial-logistic"):
+                continue
             yield f"{data}-{name}", estimator, features, labels
     regressors = {
         "linear": LinearRegression(),

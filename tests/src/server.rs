@@ -147,6 +147,11 @@ impl Server {
         crate::until("what is not needed is swept", || (self.blobs().len() == blobs).then_some(()));
     }
 
+    /// The settings file from the next start on.
+    pub fn settings(&mut self, settings: &str) {
+        self.start.settings = settings.to_owned();
+    }
+
     /// SIGKILL.
     pub fn kill9(&mut self) {
         self.process.kill();

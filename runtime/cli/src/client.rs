@@ -233,7 +233,11 @@ impl Client {
     }
 
     /// Sends a request that was made with [`Client::request_to`]; gives the status, or the server's own refusal.
-    pub(crate) fn try_once(&self, request: &Request<Vec<u8>>, timeout: Duration) -> Result<u16> {
+    pub(crate) fn try_once(
+        &self,
+        request: &Request<Vec<u8>>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>> {
         let mut builder = Request::builder().method(request.method()).uri(request.uri());
         for (name, value) in request.headers() {
             builder = builder.header(name, value);
@@ -246,8 +250,7 @@ impl Client {
         if protocol || response.headers().contains_key("x-sandpiper-error") {
             return Err(refusal(&mut response, Kind::of_invocation));
         }
-        body(&mut response)?;
-        Ok(response.status().as_u16())
+        body(&mut response)
     }
 
     fn request(&self, method: Method, path: &str) -> Builder {

@@ -2,9 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -68,6 +69,59 @@ pub struct InferenceRequest {
     pub inputs: Vec<NamedTensor>,
     /// Whether it may run in one batch with calls of other tenants.
     pub batch_with_others: bool,
+    /// Where it may run if it is a brief one.
+    pub brief: BriefRuns,
+}
+
+/// Where a call may run that takes less time than handing it to another thread and back.
+#[derive(Debug, Clone, Default)]
+pub enum BriefRuns {
+    /// On the compute threads, as all others.
+    #[default]
+    Elsewhere,
+    /// On the thread that polls the call.
+    Here,
+    /// On the thread that polls the caller, as soon as that poll is over: for callers whose own stack is too small.
+    Later(Arc<Deferred>),
+}
+
+/// A piece of work that waits for the end of a poll.
+#[derive(Default)]
+pub struct Deferred(Mutex<Option<Work>>);
+
+type Work = Box<dyn FnOnce() + Send>;
+
+impl Deferred {
+    /// Whether nothing waits here.
+    pub fn is_vacant(&self) -> bool {
+        self.place().is_none()
+    }
+
+    /// Leaves work to be run, in the place of any that was there.
+    pub fn put(&self, work: impl FnOnce() + Send + 'static) {
+        let before = self.place().replace(Box::new(work));
+        drop(before);
+    }
+
+    /// Runs what is there, on this thread. Says whether there was anything.
+    pub fn run(&self) -> bool {
+        let work = self.place().take();
+        let is_some = work.is_some();
+        if let Some(work) = work {
+            work();
+        }
+        is_some
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<Work>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Deferred {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deferred").finish_non_exhaustive()
+    }
 }
 
 /// The answer to one call, and what it cost.

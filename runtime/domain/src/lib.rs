@@ -16,8 +16,8 @@ mod tensor;
 pub use digest::{Digest, ParseDigestError};
 pub use function::{Fault, Usage};
 pub use inference::{
-    BoxFuture, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey, ModelScope,
-    ModelSignature, ModelSource, TensorSpec,
+    BoxFuture, BriefRuns, Deferred, InferenceError, InferenceOutput, InferenceRequest, Model,
+    ModelKey, ModelScope, ModelSignature, ModelSource, TensorSpec,
 };
 pub use limits::{Band, Grant, RateLimit, SandboxLimits, Share, TenantLimits};
 pub use manifest::{Auth, Build, FunctionLimits, Manifest, ManifestError, Scale};

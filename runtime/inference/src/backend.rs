@@ -22,6 +22,9 @@ pub(crate) trait Program: Send + Sync {
     /// Whether calls may run together, and what that was measured to take.
     fn batching(&self) -> &Batching;
 
+    /// Whether runs on inputs of one shape take about the same time, whatever is in them.
+    fn is_steady(&self) -> bool;
+
     /// The memory it holds; it may grow with the shapes that come.
     fn footprint(&self) -> &Arc<Footprint>;
 

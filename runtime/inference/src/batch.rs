@@ -3,11 +3,18 @@
 use bytes::{Bytes, BytesMut};
 use sandpiper_domain::{NamedTensor, Tensor};
 
-/// The inputs of the calls one after the other along axis 0; `None` where they do not fit each other.
+/// The rows of a call: axis 0 of every input. `None` where the inputs do not agree on it, or one has no axes.
+pub(crate) fn rows_of(inputs: &[Tensor]) -> Option<usize> {
+    let rows = *inputs.first()?.shape().first()?;
+    inputs.iter().all(|input| input.shape().first() == Some(&rows)).then_some(rows)
+}
+
+/// The inputs of the calls one after the other along axis 0; `None` where they do not fit each other. A call whose own
+/// inputs have different numbers of rows fits none: in a batch it would shift the rows of the others.
 pub(crate) fn join<'a>(calls: impl Iterator<Item = &'a [Tensor]>) -> Option<Vec<Tensor>> {
     let calls: Vec<&[Tensor]> = calls.collect();
     let first = calls.first()?;
-    if calls.iter().any(|inputs| inputs.len() != first.len()) {
+    if calls.iter().any(|inputs| inputs.len() != first.len() || rows_of(inputs).is_none()) {
         return None;
     }
     (0..first.len()).map(|input| concatenate(calls.iter().map(|inputs| &inputs[input]))).collect()
@@ -24,7 +31,7 @@ fn concatenate<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone) -> Option<
         if tensor.datatype() != first.datatype() || rest != row {
             return None;
         }
-        rows += *count as u64;
+        rows = rows.checked_add(*count as u64)?;
         bytes.extend_from_slice(tensor.data());
     }
     let shape: Vec<u64> = [rows].into_iter().chain(row.iter().map(|size| *size as u64)).collect();
@@ -34,7 +41,7 @@ fn concatenate<'a>(tensors: impl Iterator<Item = &'a Tensor> + Clone) -> Option<
 /// The outputs of a batch for each of the calls that it was made of, which have `rows` rows. `None` where an output
 /// does not have as many rows as went in.
 pub(crate) fn split(outputs: Vec<NamedTensor>, rows: &[usize]) -> Option<Vec<Vec<NamedTensor>>> {
-    let total: usize = rows.iter().sum();
+    let total = rows.iter().try_fold(0usize, |total, rows| total.checked_add(*rows))?;
     let mut calls: Vec<Vec<NamedTensor>> =
         rows.iter().map(|_| Vec::with_capacity(outputs.len())).collect();
     for NamedTensor { name, tensor } in outputs {
@@ -65,4 +72,47 @@ fn part(tensor: &Tensor, rows: usize, data: Bytes) -> Option<Tensor> {
     let mut shape: Vec<u64> = tensor.shape().iter().map(|size| *size as u64).collect();
     *shape.first_mut()? = rows as u64;
     Tensor::new(tensor.datatype(), &shape, data).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+    use sandpiper_domain::DataType;
+
+    use super::*;
+
+    /// Rows of `width` bytes, each of them `mark`.
+    fn tensor(rows: usize, width: usize, mark: u8) -> Tensor {
+        let data = Bytes::from(vec![mark; rows * width]);
+        Tensor::new(DataType::U8, &[rows as u64, width as u64], data).unwrap()
+    }
+
+    proptest! {
+        /// Inputs that were joined come back to the calls they came from; no call that is uneven in itself is joined.
+        #[test]
+        fn what_was_joined_comes_back_to_its_own_call(
+            widths in vec(1usize..4, 1..4),
+            rows in vec(vec(0usize..4, 4), 1..8),
+            is_even in any::<bool>(),
+        ) {
+            let inputs = |(call, rows): (usize, &Vec<usize>)| -> Vec<Tensor> {
+                let rows = |input: usize| rows[if is_even { 0 } else { input }];
+                let widths = widths.iter().enumerate();
+                widths.map(|(input, width)| tensor(rows(input), *width, call as u8)).collect()
+            };
+            let calls: Vec<Vec<Tensor>> = rows.iter().enumerate().map(inputs).collect();
+            let own: Vec<Option<usize>> = calls.iter().map(|inputs| rows_of(inputs)).collect();
+            let joined = join(calls.iter().map(Vec::as_slice));
+            prop_assert_eq!(joined.is_some(), own.iter().all(Option::is_some));
+            let Some(joined) = joined else { return Ok(()) };
+            let own: Vec<usize> = own.into_iter().flatten().collect();
+            let named = |tensor| NamedTensor { name: "y".to_owned(), tensor };
+            let parts = split(joined.into_iter().map(named).collect(), &own);
+            prop_assert_eq!(parts.is_some(), own.iter().sum::<usize>() > 0);
+            for (part, call) in parts.iter().flatten().zip(&calls) {
+                let part: Vec<Tensor> = part.iter().map(|named| named.tensor.clone()).collect();
+                prop_assert_eq!(&part, call);
+            }
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! Quarantine: a model that keeps panicking is run no more.
 //!
-//! Three calls in a row that panic, each run alone, put the model in quarantine until it is loaded again. One exception
-//! keeps a tenant that was only granted the model from taking it away from its owner: where all three calls were that
-//! one tenant's, the model is closed to that tenant alone.
+//! Three calls of its owner in a row that panic, each run alone, put the model in quarantine until it is loaded again.
+//! Tenants that were only granted the model cannot take it away from its owner, alone or together: three calls of one
+//! of them close the model to that tenant.
 
 use std::sync::{
     Mutex, MutexGuard, OnceLock, PoisonError,
@@ -13,8 +13,9 @@ use sandpiper_domain::{InferenceError, TenantName};
 
 /// Panics in a row that are too many.
 const PANICS_MAX: usize = 3;
-/// Tenants that one model is closed to. Beyond, the one that was closed out first is let in again.
-const CLOSED_TO_MAX: usize = 64;
+/// Guests that are remembered, of those that the model is closed to and of those whose calls panicked of late. Beyond,
+/// the one that came first is forgotten.
+const GUESTS_MAX: usize = 64;
 
 /// Whether a loaded model may run.
 #[derive(Debug, Default)]
@@ -27,8 +28,8 @@ pub(crate) struct Health {
 
 #[derive(Debug, Default)]
 struct Record {
-    /// Whose calls panicked since one ended well.
-    panics: Vec<TenantName>,
+    /// Whose calls panicked since one ended well, and how many.
+    panics: Vec<(TenantName, usize)>,
     /// Why the model is in quarantine.
     reason: Option<String>,
     closed_to: Vec<TenantName>,
@@ -79,19 +80,17 @@ impl Health {
     pub(crate) fn panicked(&self, tenant: &TenantName, text: &str) {
         let mut record = self.record();
         self.is_troubled.store(true, Relaxed);
-        record.panics.push(tenant.clone());
-        if record.panics.len() < PANICS_MAX || record.reason.is_some() {
+        let is_owner = self.owner.get().is_none_or(|owner| owner == tenant);
+        if record.reason.is_some() || record.count(tenant, is_owner) < PANICS_MAX {
             return;
         }
-        let one_guest = self.owner.get().is_some_and(|owner| owner != tenant)
-            && record.panics.iter().all(|other| other == tenant);
-        record.panics.clear();
-        if !one_guest {
+        record.panics.retain(|(other, _)| other != tenant);
+        if is_owner {
             record.reason = Some(format!("three calls in a row panicked; the last one: {text}"));
             return;
         }
         if !record.closed_to.contains(tenant) {
-            if record.closed_to.len() >= CLOSED_TO_MAX {
+            if record.closed_to.len() >= GUESTS_MAX {
                 record.closed_to.remove(0);
             }
             record.closed_to.push(tenant.clone());
@@ -100,6 +99,22 @@ impl Health {
 
     fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Record {
+    /// Counts a panic of this tenant, and gives how many it has in a row. The owner's count is never forgotten.
+    fn count(&mut self, tenant: &TenantName, is_owner: bool) -> usize {
+        if let Some((_, count)) = self.panics.iter_mut().find(|(other, _)| other == tenant) {
+            *count += 1;
+            return *count;
+        }
+        if self.panics.len() > GUESTS_MAX {
+            self.panics.pop();
+        }
+        let place = if is_owner { 0 } else { self.panics.len() };
+        self.panics.insert(place, (tenant.clone(), 1));
+        1
     }
 }
 
@@ -137,7 +152,25 @@ mod tests {
             assert!(health.reason().is_some());
         }
         assert!(after(Some("acme"), &["acme", "acme", "ok", "acme"]).reason().is_none());
-        assert!(after(Some("acme"), &["beta", "gamma", "beta"]).reason().is_some());
+    }
+
+    #[test]
+    fn guests_cannot_take_a_model_from_its_owner_together() {
+        let calls = ["beta", "gamma", "beta", "gamma", "acme", "acme"];
+        let health = after(Some("acme"), &calls);
+        for tenant in ["acme", "beta", "gamma"] {
+            assert!(health.refusal(&name(tenant)).is_none(), "{tenant}");
+        }
+        health.panicked(&name("beta"), "how");
+        assert!(health.refusal(&name("beta")).is_some() && health.reason().is_none());
+        assert!(health.refusal(&name("gamma")).is_none());
+        // Nor can they make the owner's calls be forgotten.
+        for guest in 0..2 * GUESTS_MAX {
+            health.panicked(&name(&format!("guest-{guest}")), "how");
+        }
+        assert!(health.record().panics.len() <= GUESTS_MAX + 1);
+        health.panicked(&name("acme"), "how");
+        assert!(health.reason().is_some());
     }
 
     #[test]
@@ -148,10 +181,10 @@ mod tests {
         assert!(health.refusal(&name("acme")).is_none());
         health.succeeded();
         assert!(health.refusal(&name("beta")).is_some());
-        for guest in 0..CLOSED_TO_MAX {
+        for guest in 0..GUESTS_MAX {
             (0..3).for_each(|_| health.panicked(&name(&format!("guest-{guest}")), "how"));
         }
         assert!(health.refusal(&name("beta")).is_none());
-        assert_eq!(health.record().closed_to.len(), CLOSED_TO_MAX);
+        assert_eq!(health.record().closed_to.len(), GUESTS_MAX);
     }
 }

@@ -32,7 +32,7 @@ pub use plane::{Config, InferencePlane};
 pub use profile::{BatchCost, Batching, Measurement, ModelProfile};
 pub use registry::{MemoryTerms, MemoryTermsOf};
 pub use spec::ModelSpec;
-pub use stats::{BatchTimes, ModelStats, Timing};
+pub use stats::{ANSWER_BOUNDS_MS, BatchTimes, ModelStats, Timing};
 pub use trial::{Trial, try_model};
 
 #[cfg(test)]

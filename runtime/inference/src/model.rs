@@ -12,20 +12,24 @@ use std::{
 };
 
 use sandpiper_domain::{
-    BoxFuture, InferenceError, InferenceRequest, Model, ModelOptions, ModelSignature, TenantName,
-    Tensor,
+    BoxFuture, BriefRuns, InferenceError, InferenceRequest, Model, ModelOptions, ModelSignature,
+    TenantName, Tensor,
 };
 use tokio::sync::oneshot;
 
 use crate::{
     Measurement, ModelProfile, ModelStats,
     backend::Program,
+    batch,
     builders::Builders,
     cost::Costs,
     health::Health,
     response_cache::{Lookup, ModelCache},
     scheduler::{Answer, Ask, Job, Pending, Refusal, Scheduler, Ticket},
 };
+
+/// A call with more rows than this counts as one with so many.
+const ROWS_MAX: usize = 1 << 32;
 
 /// What a model's calls on the compute threads share.
 pub(crate) struct Core {
@@ -38,9 +42,15 @@ pub(crate) struct Core {
     pub(crate) costs: Costs,
     pub(crate) health: Health,
     pub(crate) stats: Arc<ModelStats>,
-    /// Axes other than the first may differ from call to call.
+    /// Axes other than that of the rows may differ from call to call.
     is_varied: bool,
+    /// What it takes depends on its rows alone.
+    is_steady: bool,
 }
+
+/// A call that takes no more than this is brief: handing it to a compute thread and back takes about as long, for two
+/// threads have to be woken.
+const BRIEF_NS: u64 = 100_000;
 
 /// One model version, parsed and optimised. Every function and request that uses the version shares it.
 pub struct LoadedModel {
@@ -66,11 +76,18 @@ impl LoadedModel {
         stats.loads.fetch_add(1, Relaxed);
         let (batching, memory_bytes) = (program.batching().clone(), program.footprint().bytes());
         let (operators, parameters) = (program.operators().clone(), program.parameters());
-        let curve = batching.curve.iter().map(|cost| (cost.size, (cost.us * 1e3) as u64));
-        let costs = Costs::new(curve);
-        let sizes = batching.sizes.iter().copied().filter(|size| *size > 1).collect();
+        let sizes: Vec<u32> = batching.sizes.iter().copied().filter(|size| *size > 1).collect();
         let inputs = &program.contract().signature.inputs;
-        let is_varied = inputs.iter().any(|input| input.shape.iter().skip(1).any(|size| *size < 0));
+        // The rows of a model without batches are part of the width.
+        let fixed = usize::from(!sizes.is_empty());
+        let is_free = |size: &i64| *size < 0;
+        let is_free_from =
+            |axis: usize| inputs.iter().any(|input| input.shape.iter().skip(axis).any(is_free));
+        let is_varied = is_free_from(fixed);
+        // What samples took says little of calls of other shapes.
+        let curve = batching.curve.iter().filter(|_| !is_varied);
+        let costs = Costs::new(curve.map(|cost| (cost.size, (cost.us * 1e3) as u64)));
+        let is_steady = !is_free_from(1) && program.is_steady();
         let core = Core {
             id: NEXT.fetch_add(1, Relaxed),
             program,
@@ -80,6 +97,7 @@ impl LoadedModel {
             health: Health::default(),
             stats,
             is_varied,
+            is_steady,
         };
         let profile = Arc::new(ModelProfile { operators, parameters, memory_bytes, batching });
         let (core, options) = (Arc::new(core), options.clone());
@@ -159,7 +177,8 @@ impl LoadedModel {
         let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
         let builders = self.builders.clone();
         Box::pin(async move {
-            let InferenceRequest { tenant, share, deadline, inputs, batch_with_others } = request;
+            let InferenceRequest { tenant, share, deadline, inputs, batch_with_others, brief } =
+                request;
             if let Some(refusal) = core.health.refusal(&tenant) {
                 core.stats.rejected.fetch_add(1, Relaxed);
                 return Err(refusal);
@@ -168,7 +187,7 @@ impl LoadedModel {
             if let Some(build) = core.program.clone().missing_plan(&inputs) {
                 builders.run(&tenant, build).await?;
             }
-            let (rows, group) = core.group(&inputs);
+            let (rows, width, group) = core.group(&inputs);
             let (reply, answer) = oneshot::channel();
             let stats = core.stats.clone();
             let ask = Ask {
@@ -182,15 +201,31 @@ impl LoadedModel {
                 delay: core.delay,
                 floor_ns: core.costs.floor_ns(),
             };
+            let claim = match &brief {
+                BriefRuns::Elsewhere => None,
+                BriefRuns::Later(place) if !place.is_vacant() => None,
+                _ => core.brief_ns(&inputs, width).and_then(|ns| scheduler.claim(&ask, ns)),
+            };
             let (queued_at, pending) = (Instant::now(), Pending::new(stats.clone()));
-            let job = Job { core, tenant, inputs, rows, deadline, queued_at, reply, pending };
-            let ticket = match scheduler.push(&ask, job) {
-                Ok(ticket) => ticket,
-                Err((job, refusal)) => {
-                    drop(job);
-                    stats.rejected.fetch_add(1, Relaxed);
-                    return Err(refused(refusal));
+            let job =
+                Job { core, tenant, inputs, rows, width, deadline, queued_at, reply, pending };
+            let ticket = match (claim, brief) {
+                (Some(claim), BriefRuns::Later(deferred)) => {
+                    deferred.put(move || claim.run(job));
+                    None
                 }
+                (Some(claim), _) => {
+                    claim.run(job);
+                    None
+                }
+                (None, _) => match scheduler.push(&ask, job) {
+                    Ok(ticket) => Some(ticket),
+                    Err((job, refusal)) => {
+                        drop(job);
+                        stats.rejected.fetch_add(1, Relaxed);
+                        return Err(refused(refusal));
+                    }
+                },
             };
             let mut waiting = Waiting { scheduler, ticket, stats, over: false };
             let answer = answer.await;
@@ -206,20 +241,45 @@ impl LoadedModel {
 }
 
 impl Core {
-    /// The rows of a call, and what tells it from calls that it cannot share a batch with; `None` where it runs alone.
-    fn group(&self, inputs: &[Tensor]) -> (usize, Option<u64>) {
-        let rows = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(1);
-        if self.sizes.is_empty() {
-            return (1, None);
+    /// What a call on these inputs is expected to take, if it is brief and no other call of the model waits or runs: one
+    /// that does may be worth a batch.
+    fn brief_ns(&self, inputs: &[Tensor], width: usize) -> Option<u64> {
+        if !self.is_steady || self.stats.pending.load(Relaxed) > 0 {
+            return None;
         }
-        if rows == 0 || !self.is_varied {
-            return (rows, (rows > 0).then_some(0));
+        let specs = &self.program.contract().signature.inputs;
+        let is_one_row = specs.iter().zip(inputs).all(|(spec, input)| {
+            spec.shape.first().is_none_or(|size| *size >= 0) || input.shape().first() == Some(&1)
+        });
+        let ns = self.costs.estimate_ns(1, width);
+        (is_one_row && (1..=BRIEF_NS).contains(&ns)).then_some(ns)
+    }
+
+    /// The rows of a call and their width, and what tells it from calls that it cannot share a batch with; `None` where
+    /// it runs alone.
+    fn group(&self, inputs: &[Tensor]) -> (usize, usize, Option<u64>) {
+        let elements = || {
+            let of = |input: &Tensor| input.data().len() / input.datatype().size().max(1);
+            inputs.iter().map(of).fold(0usize, usize::saturating_add)
+        };
+        if self.sizes.is_empty() {
+            return (1, if self.is_varied { elements() } else { 1 }, None);
+        }
+        let first = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(1);
+        // A shape with a zero in it may name any number of rows.
+        let rows = first.min(ROWS_MAX);
+        let width = if self.is_varied { elements() / rows.max(1) } else { 1 };
+        if batch::rows_of(inputs).is_none_or(|rows| rows == 0 || rows > ROWS_MAX) {
+            return (rows, width, None);
+        }
+        if !self.is_varied {
+            return (rows, width, Some(0));
         }
         // Keyed anew in each process: nobody can find shapes that collide.
         static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         let rest: Vec<&[usize]> =
             inputs.iter().map(|input| input.shape().get(1..).unwrap_or_default()).collect();
-        (rows, Some(HASHER.hash_one(rest)))
+        (rows, width, Some(HASHER.hash_one(rest)))
     }
 }
 
@@ -235,7 +295,8 @@ fn refused(refusal: Refusal) -> InferenceError {
 /// Takes the call back when its future is dropped before the answer is there.
 struct Waiting {
     scheduler: Arc<Scheduler>,
-    ticket: Ticket,
+    /// `None` where the call does not wait in the queue.
+    ticket: Option<Ticket>,
     stats: Arc<ModelStats>,
     over: bool,
 }
@@ -244,7 +305,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.over {
             self.stats.cancelled.fetch_add(1, Relaxed);
-            drop(self.scheduler.cancel(self.ticket));
+            drop(self.ticket.and_then(|ticket| self.scheduler.cancel(ticket)));
         }
     }
 }

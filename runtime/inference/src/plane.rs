@@ -243,7 +243,12 @@ impl InferencePlane {
         self.stats.entry(key.clone()).or_default().clone()
     }
 
-    /// The statistics of every model version that has been in memory or asked for since this node started.
+    /// The same for who only reads: none where the version has not been in memory since this node started.
+    pub fn peek_stats(&self, key: &ModelKey) -> Option<Arc<ModelStats>> {
+        self.stats.get(key).map(|stats| stats.clone())
+    }
+
+    /// The statistics of every model version that has been in memory since this node started.
     pub fn all_stats(&self) -> Vec<(ModelKey, Arc<ModelStats>)> {
         let all = self.stats.iter();
         all.map(|entry| (entry.key().clone(), entry.value().clone())).collect()

@@ -46,7 +46,7 @@ impl Measurement {
     }
 
     /// What was measured, where it holds for this machine.
-    pub(crate) fn here(&self) -> Option<&Batching> {
+    pub fn here(&self) -> Option<&Batching> {
         (self.machine == machine()).then_some(&self.batching)
     }
 }

@@ -183,7 +183,7 @@ impl ModelCache {
         let outputs = outputs.to_vec();
         let took = begun.elapsed();
         self.stats.cache_hit.add(1, took);
-        self.stats.success.add(1, took);
+        self.stats.succeeded(took);
         Lookup::Hit(InferenceOutput {
             outputs,
             queued: Duration::ZERO,

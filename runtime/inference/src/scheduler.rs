@@ -23,11 +23,13 @@ use std::{
 };
 
 pub(crate) use queue::{Ask, Refusal, Ticket};
-use queue::{Limits, Picked, Queue};
+use queue::{Charge, Limits, Picked, Queue};
 pub(crate) use run::{Answer, Job, Pending, thread_cpu_ns};
 
 /// Running deep graphs recurses. The memory is reserved, not used, until a model needs it.
 const STACK_BYTES: usize = 64 << 20;
+/// After a panic of the queue itself, so that one that stays does not keep the thread busy.
+const PAUSE: Duration = Duration::from_millis(10);
 /// A tenant may fill this part of the queue, so that none can keep the others out.
 const TENANT_PART: usize = 2;
 /// A model may fill so many quarters of the queue: more than one tenant can, and not all.
@@ -47,9 +49,35 @@ struct State {
     queue: Queue<Job>,
     /// When each thread that runs something is expected to be done with it.
     busy_until: Vec<Option<Instant>>,
-    /// Threads that wait for a call. Waking is a system call, so nobody is woken in vain.
-    idle: usize,
+    sleepers: Sleepers,
     closed: bool,
+}
+
+/// Threads that wait for a call. Waking is a system call, so nobody is woken in vain.
+#[derive(Debug, Default)]
+struct Sleepers {
+    /// Those that wait, the woken ones until they are awake.
+    waiting: usize,
+    /// Those that were woken.
+    woken: usize,
+}
+
+impl Sleepers {
+    /// Whether a thread must be woken for `calls` calls that wait; it counts as woken then.
+    fn wake_for(&mut self, calls: usize) -> bool {
+        let is_needed = calls > self.woken && self.waiting > self.woken;
+        self.woken += usize::from(is_needed);
+        is_needed
+    }
+
+    fn sleep(&mut self) {
+        self.waiting += 1;
+    }
+
+    fn awake(&mut self) {
+        self.waiting -= 1;
+        self.woken = self.woken.saturating_sub(1);
+    }
 }
 
 impl Scheduler {
@@ -63,7 +91,12 @@ impl Scheduler {
             threads,
         };
         let queue = Queue::new(limits);
-        let state = State { queue, busy_until: vec![None; threads], idle: 0, closed: false };
+        let state = State {
+            queue,
+            busy_until: vec![None; threads],
+            sleepers: Sleepers::default(),
+            closed: false,
+        };
         let shared = Arc::new(Shared { state: Mutex::new(state), ready: Condvar::new() });
         let scheduler = Scheduler { shared };
         for number in 0..threads {
@@ -87,13 +120,24 @@ impl Scheduler {
         state.queue.expire(now, &mut expired);
         let free_in = state.free_in(now);
         let outcome = state.queue.push(ask, job, free_in, now);
-        let is_awaited = outcome.is_ok() && state.idle > 0;
+        let is_awaited = outcome.is_ok() && state.wakes();
         drop(state);
         if is_awaited {
             self.shared.ready.notify_one();
         }
         expired.into_iter().for_each(Job::expire);
         outcome
+    }
+
+    /// Lets a brief call run where it was made, if its tenant is due.
+    pub(crate) fn claim(&self, ask: &Ask<'_>, estimate_ns: u64) -> Option<Claim> {
+        let mut state = self.shared.lock();
+        if state.closed {
+            return None;
+        }
+        let charge = state.queue.begin_here(ask, estimate_ns)?;
+        drop(state);
+        Some(Claim { shared: self.shared.clone(), charge, measured_ns: 0 })
     }
 
     /// Takes back a call that no thread has begun; its place is free at once.
@@ -112,6 +156,30 @@ impl Scheduler {
     }
 }
 
+/// A call that runs where it was made. Its tenant pays for what it took, which is nothing if it never ran.
+pub(crate) struct Claim {
+    shared: Arc<Shared>,
+    charge: Charge,
+    measured_ns: u64,
+}
+
+impl Claim {
+    /// Runs the call on this thread and answers it.
+    pub(crate) fn run(mut self, job: Job) {
+        let began = thread_cpu_ns();
+        if catch_unwind(AssertUnwindSafe(|| run::run(vec![job]))).is_err() {
+            tracing::error!("a call of the inference plane panicked; its thread goes on");
+        }
+        self.measured_ns = thread_cpu_ns().saturating_sub(began);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shared.lock().queue.settle(&[self.charge], &[self.measured_ns]);
+    }
+}
+
 impl Drop for Scheduler {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
@@ -124,6 +192,11 @@ impl Drop for Scheduler {
 }
 
 impl State {
+    /// Whether a thread must be woken for what waits.
+    fn wakes(&mut self) -> bool {
+        self.sleepers.wake_for(self.queue.len())
+    }
+
     /// How long until the first thread is done with what it runs.
     fn free_in(&self, now: Instant) -> Duration {
         let mut soonest = Duration::MAX;
@@ -142,11 +215,11 @@ impl Shared {
     }
 
     /// Waits for the next calls. Those whose deadline has passed are told so on the way.
-    fn take(&self, thread: usize, done: &run::Done) -> Option<Picked<Job>> {
+    fn take(&self, number: usize, done: run::Done) -> Option<Picked<Job>> {
         let mut state = self.lock();
         state.queue.settle(&done.bill, &done.measured_ns);
         loop {
-            if let Some(busy) = state.busy_until.get_mut(thread) {
+            if let Some(busy) = state.busy_until.get_mut(number) {
                 *busy = None;
             }
             if state.closed {
@@ -162,13 +235,19 @@ impl Shared {
                 continue;
             }
             if let Some(picked) = state.queue.take(now) {
-                if let Some(busy) = state.busy_until.get_mut(thread) {
+                if let Some(busy) = state.busy_until.get_mut(number) {
                     *busy = Some(now + Duration::from_nanos(picked.estimate_ns));
+                }
+                // What waits on, and calls that are held until they are due, need a thread that looks after them.
+                let wakes = state.wakes();
+                drop(state);
+                if wakes {
+                    self.ready.notify_one();
                 }
                 return Some(picked);
             }
             let due = state.queue.due();
-            state.idle += 1;
+            state.sleepers.sleep();
             state = match due {
                 None => self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(due) => {
@@ -176,23 +255,35 @@ impl Shared {
                     self.ready.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
-            state.idle -= 1;
+            state.sleepers.awake();
         }
     }
 
-    /// What is expected to panic is contained where it runs; the catch here keeps the thread alive through the rest.
-    fn serve(&self, thread: usize) {
+    /// What is expected to panic is contained where it runs; the catches here keep the thread alive through the rest.
+    fn serve(&self, number: usize) {
         let mut done = run::Done::default();
-        while let Some(Picked { jobs, bill, .. }) = self.take(thread, &done) {
-            let charges = bill.len();
-            done = run::Done { bill, measured_ns: Vec::new() };
-            match catch_unwind(AssertUnwindSafe(|| run::run(jobs))) {
-                Ok(measured_ns) => done.measured_ns = measured_ns,
-                Err(_) => {
-                    done.measured_ns = vec![0; charges];
-                    tracing::error!("a call of the inference plane panicked; its thread goes on");
-                }
+        loop {
+            let last = std::mem::take(&mut done);
+            let Picked { jobs, bill, .. } =
+                match catch_unwind(AssertUnwindSafe(|| self.take(number, last))) {
+                    Ok(Some(picked)) => picked,
+                    Ok(None) => return,
+                    Err(_) => {
+                        tracing::error!(
+                            "the queue of the inference plane panicked; its thread goes on"
+                        );
+                        thread::sleep(PAUSE);
+                        continue;
+                    }
+                };
+            let cpu_ns = thread_cpu_ns();
+            let outcome = catch_unwind(AssertUnwindSafe(|| run::run(jobs)));
+            if outcome.is_err() {
+                tracing::error!("a call of the inference plane panicked; its thread goes on");
             }
+            let calls = bill.len();
+            let cpu_ns = if outcome.is_err() { thread_cpu_ns().saturating_sub(cpu_ns) } else { 0 };
+            done = run::Done { measured_ns: run::costs_of(outcome, calls, cpu_ns), bill };
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 use sandpiper_domain::{
-    Band, DataType, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
+    Band, BriefRuns, DataType, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
     NamedTensor, Share, Tensor,
 };
 use tract_onnx::pb::{
@@ -181,6 +181,26 @@ pub(crate) fn gather() -> Bytes {
     })
 }
 
+/// The same, but id 99 divides by zero, which panics.
+pub(crate) fn brittle() -> Bytes {
+    bytes(GraphProto {
+        node: vec![
+            node("Sub", &["ids", "worst"], &["far"]),
+            node("Div", &["one", "far"], &["nothing"]),
+            node("Add", &["ids", "nothing"], &["place"]),
+            node("Gather", &["table", "place"], &["y"]),
+        ],
+        initializer: vec![
+            weight("table", &[3], &[0.5, 1.5, 2.5]),
+            integers("worst", &[99]),
+            integers("one", &[1]),
+        ],
+        input: vec![value("ids", Onnx::Int64, &[D::N("N")])],
+        output: vec![value("y", Onnx::Float, &[D::N("N")])],
+        ..Default::default()
+    })
+}
+
 /// `y = x x x …`, matrices of 512 by 512 multiplied `count` times: some time of work.
 pub(crate) fn slow(count: usize) -> Bytes {
     let name = |step: usize| if step == 0 { "x".to_owned() } else { format!("v{step}") };
@@ -226,7 +246,14 @@ pub(crate) fn request(inputs: Vec<NamedTensor>) -> InferenceRequest {
 pub(crate) fn request_of(tenant: &str, inputs: Vec<NamedTensor>) -> InferenceRequest {
     let share = Share { weight: 1, band: Band::Normal };
     let tenant = tenant.parse().unwrap();
-    InferenceRequest { tenant, share, deadline: None, inputs, batch_with_others: true }
+    InferenceRequest {
+        tenant,
+        share,
+        deadline: None,
+        inputs,
+        batch_with_others: true,
+        brief: BriefRuns::Elsewhere,
+    }
 }
 
 /// Loads a model on a plane of one thread.

@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
-use sandpiper_domain::{Fault, Grant, Usage};
+use sandpiper_domain::{Deferred, Fault, Grant, Usage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime::{PoolConcurrencyLimitError, Store, StoreContextMut, Trap, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
@@ -81,6 +81,8 @@ pub(crate) struct Shared {
     /// whoever reads that end must be able to tell whether it was meant.
     pub(crate) fault: OnceLock<Fault>,
     has_answered: AtomicBool,
+    /// Inferences that are too brief for another thread.
+    pub(crate) brief: Arc<Deferred>,
 }
 
 type Head = oneshot::Sender<Response<HyperOutgoingBody>>;
@@ -124,7 +126,9 @@ impl Sandboxes {
             let state = State::new(grant, plane.models.clone(), shared.clone(), log, deadline);
             let sandbox = Sandbox::new(&plane, state, report);
             let run = pin!(sandbox.run(&code, request, head_sender));
-            let ended = tokio::time::timeout_at(deadline.into(), shared.cpu.charge(run)).await;
+            let run = pin!(shared.cpu.charge(run));
+            let run = with_brief_runs(&shared.brief, run);
+            let ended = tokio::time::timeout_at(deadline.into(), run).await;
             ended.unwrap_or_else(|_| {
                 let fault = Fault::WallExceeded { limit_ms: limits.wall_ms };
                 let _ = shared.fault.set(fault);
@@ -144,6 +148,20 @@ impl Sandboxes {
             _ => Err(Fault::Saturated),
         }
     }
+}
+
+/// Polls the guest, and between its polls runs the inferences that it has left there: on this thread's stack, and not
+/// on the guest's account of CPU time.
+async fn with_brief_runs<F: Future>(brief: &Deferred, mut guest: Pin<&mut F>) -> F::Output {
+    poll_fn(|context| {
+        loop {
+            match guest.as_mut().poll(context) {
+                Poll::Pending if brief.run() => {}
+                outcome => return outcome,
+            }
+        }
+    })
+    .await
 }
 
 /// Polls the guest until it has ended or its response's head is there.

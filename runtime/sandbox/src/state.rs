@@ -71,6 +71,7 @@ impl State {
             usage: &mut self.usage,
             scope: &self.grant.models,
             share: self.grant.tenant.share(),
+            brief: &self.shared.brief,
             models: &self.models,
             deadline: self.deadline,
         }

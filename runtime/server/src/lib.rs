@@ -25,8 +25,12 @@ pub use sandpiper_inference::try_model;
 pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let settings = config::Settings::load(&options)?;
     let metrics = telemetry::init(options.log_format, &settings.log_filter)?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().thread_name("serve").enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("serve")
+        // Brief inferences run there, and running a graph recurses. The memory is reserved, not used.
+        .thread_stack_size(16 << 20)
+        .enable_all()
+        .build()?;
     let served = runtime.block_on(async {
         let app = app::App::open(settings, metrics)?;
         edge::serve(app, options).await

@@ -25,9 +25,18 @@ struct Series {
     help: &'static str,
     /// A label beside those of the version.
     label: &'static str,
-    /// A gauge falls with what it counts; a counter never does.
-    is_gauge: bool,
+    kind: Kind,
     read: fn(&Sample<'_>) -> u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It falls with what it counts.
+    Gauge,
+    /// It never falls.
+    Counter,
+    /// A part of a histogram: it never falls, and is named after the histogram with this behind it.
+    Histogram(&'static str),
 }
 
 /// What is known of a version.
@@ -51,7 +60,17 @@ const fn counter(
     label: &'static str,
     read: fn(&Sample<'_>) -> u64,
 ) -> Series {
-    Series { name, help, label, is_gauge: false, read }
+    Series { name, help, label, kind: Kind::Counter, read }
+}
+
+const fn histogram(
+    part: &'static str,
+    label: &'static str,
+    read: fn(&Sample<'_>) -> u64,
+) -> Series {
+    let name = "nv_inference_first_response_histogram_ms";
+    let help = "Time from the queue to the answer, of calls that ended well";
+    Series { name, help, label, kind: Kind::Histogram(part), read }
 }
 
 fn count(timing: &Timing) -> u64 {
@@ -66,7 +85,7 @@ const FAILURES: &str = "nv_inference_request_failure";
 const FAILURES_HELP: &str = "Calls that did not end well";
 
 /// Named because an optimised build cannot have the length of a constant with functions in it in a type.
-const SERIES_COUNT: usize = 20;
+const SERIES_COUNT: usize = 29;
 
 const SERIES: [Series; SERIES_COUNT] = [
     counter("nv_inference_request_success", "Calls that ended well", "", |s| count(&s.success)),
@@ -113,18 +132,27 @@ const SERIES: [Series; SERIES_COUNT] = [
     counter("nv_cache_miss_duration_per_model", "Time of cache misses, in microseconds", "", |s| {
         us(&s.cache_miss)
     }),
+    histogram("_bucket", ",le=\"1\"", |s| s.answered_within(0)),
+    histogram("_bucket", ",le=\"10\"", |s| s.answered_within(1)),
+    histogram("_bucket", ",le=\"100\"", |s| s.answered_within(2)),
+    histogram("_bucket", ",le=\"500\"", |s| s.answered_within(3)),
+    histogram("_bucket", ",le=\"2000\"", |s| s.answered_within(4)),
+    histogram("_bucket", ",le=\"5000\"", |s| s.answered_within(5)),
+    histogram("_bucket", ",le=\"+Inf\"", |s| s.answered_within(6)),
+    histogram("_sum", "", |s| s.success.get().1 / 1_000_000),
+    histogram("_count", "", |s| s.answered_within(6)),
     Series {
         name: "nv_inference_pending_request_count",
         help: "Calls that wait",
         label: "",
-        is_gauge: true,
+        kind: Kind::Gauge,
         read: |s| s.pending.load(Relaxed),
     },
     Series {
         name: "sandpiper_model_memory_bytes",
         help: "Memory that the model takes; 0 where it is not loaded",
         label: "",
-        is_gauge: true,
+        kind: Kind::Gauge,
         read: |s| s.memory_bytes,
     },
     counter("sandpiper_model_loads_total", "Times the model was brought into memory", "", |s| {
@@ -239,7 +267,7 @@ impl State {
 
 fn add_counters(gone: &mut Totals, totals: &Totals) {
     for ((sum, total), series) in gone.iter_mut().zip(totals).zip(&SERIES) {
-        if !series.is_gauge {
+        if series.kind != Kind::Gauge {
             *sum += total;
         }
     }
@@ -253,15 +281,19 @@ fn labels(key: &ModelKey) -> String {
 fn write_series(text: &mut String, rows: &[Row]) {
     let mut last = "";
     for (index, series) in SERIES.iter().enumerate() {
-        let Series { name, help, label, .. } = series;
+        let Series { name, help, label, kind, .. } = series;
+        let (kind, part) = match kind {
+            Kind::Gauge => ("gauge", ""),
+            Kind::Counter => ("counter", ""),
+            Kind::Histogram(part) => ("histogram", *part),
+        };
         // Writing to a string cannot fail.
         if *name != last {
-            let kind = if series.is_gauge { "gauge" } else { "counter" };
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         }
         last = name;
         for (labels, totals) in rows {
-            let _ = writeln!(text, "{name}{{{labels}{label}}} {}", totals[index]);
+            let _ = writeln!(text, "{name}{part}{{{labels}{label}}} {}", totals[index]);
         }
     }
 }
@@ -373,8 +405,18 @@ mod tests {
         let sum = other(&rows).unwrap();
         assert_eq!(rows.len(), 1);
         for (series, total) in SERIES.iter().zip(sum) {
-            assert_eq!(total, if series.is_gauge { 4 } else { 3 + 4 }, "{}", series.name);
+            let expected = if series.kind == Kind::Gauge { 4 } else { 3 + 4 };
+            assert_eq!(total, expected, "{}", series.name);
         }
+    }
+
+    #[test]
+    fn the_buckets_are_those_that_are_counted() {
+        let bounds = SERIES.iter().filter_map(|series| {
+            let bound = series.label.strip_prefix(",le=\"")?.strip_suffix('"')?;
+            bound.parse::<u64>().ok()
+        });
+        assert_eq!(bounds.collect::<Vec<_>>(), sandpiper_inference::ANSWER_BOUNDS_MS);
     }
 
     #[test]

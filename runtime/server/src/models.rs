@@ -13,6 +13,9 @@ use sandpiper_inference::{InferencePlane, LoadError, LoadedModel, ModelSpec};
 
 use crate::{app::App, samples};
 
+const NODE_CANNOT_READ: &str =
+    "the node could not read the model from its store; the operator finds the cause in the log";
+
 /// Joins the catalog and the inference plane.
 pub(crate) struct CatalogModels {
     catalog: Arc<Catalog>,
@@ -30,12 +33,6 @@ pub(crate) struct ResolvedModel {
     pub(crate) asker: TenantName,
 }
 
-/// The same, in memory.
-pub(crate) struct OpenModel {
-    pub(crate) version: Arc<ModelVersion>,
-    pub(crate) model: Arc<LoadedModel>,
-}
-
 impl CatalogModels {
     pub(crate) fn new(catalog: Arc<Catalog>, inference: Arc<InferencePlane>) -> Self {
         CatalogModels { catalog, inference, withdrawn: DashSet::new() }
@@ -47,14 +44,19 @@ impl CatalogModels {
         Some(ResolvedModel { key, version, asker: scope.tenant.clone() })
     }
 
-    /// The model in memory, loaded if it is not there yet. Those who come meanwhile share the load.
+    /// The model in memory, loaded if it is not there yet. Those who come meanwhile share the load. A model that its
+    /// owner unloads meanwhile does not stay.
     pub(crate) async fn open_resolved(
         &self,
         found: ResolvedModel,
-    ) -> Result<OpenModel, InferenceError> {
+    ) -> Result<Arc<LoadedModel>, InferenceError> {
         self.check_in_service(&found.key)?;
         let model = self.load(&found).await?;
-        Ok(OpenModel { version: found.version, model })
+        if let Err(withdrawn) = self.check_in_service(&found.key) {
+            self.inference.unload(&found.key);
+            return Err(withdrawn);
+        }
+        Ok(model)
     }
 
     /// Brings a version into memory whether its owner has withdrawn it or not.
@@ -64,7 +66,11 @@ impl CatalogModels {
             return Ok(model);
         }
         let source = source_of(self.catalog.clone(), version.clone());
-        self.inference.load_for(asker, key, source).await.map_err(|error| refusal(key, error))
+        self.inference.load_for(asker, key, source).await.map_err(|error| {
+            // A version that once was loaded and now is not is for the operator to see.
+            tracing::warn!(tenant = %key.tenant, model = %key.model, version = key.version, %error, "a model could not be loaded");
+            refusal(&error)
+        })
     }
 
     /// Brings a version into memory anew if it is in quarantine, which ends that, and otherwise if it is not there.
@@ -97,20 +103,38 @@ impl CatalogModels {
         self.withdrawn.contains(&(tenant.clone(), model.clone()))
     }
 
-    /// Why a call of this version would not be taken, if it would not: what its owner has done, and what it has done.
+    /// Why a call of this version would not be answered, if it would not: what its owner has done, what it has done,
+    /// and that it could not be loaded the last time. The next call tries that again all the same.
     pub(crate) fn check_ready(&self, key: &ModelKey) -> Result<(), InferenceError> {
         self.check_in_service(key)?;
-        match self.inference.peek(key).and_then(|model| model.quarantine()) {
-            Some(reason) => {
-                let text = format!("the model is not ready: it is in quarantine, since {reason}");
-                Err(InferenceError::Unavailable(text))
-            }
-            None => Ok(()),
+        match self.inference.peek(key) {
+            Some(model) => match model.quarantine() {
+                Some(reason) => Err(InferenceError::Unavailable(format!(
+                    "the model is not ready: it is in quarantine, since {reason}"
+                ))),
+                None => Ok(()),
+            },
+            None => match self.inference.failure(key) {
+                Some(failure) => Err(refusal(&failure)),
+                None => Ok(()),
+            },
         }
     }
 
+    /// Why this version could not be loaded the last time, in words for its owner.
+    pub(crate) fn load_failure(&self, key: &ModelKey) -> Option<String> {
+        if self.inference.peek(key).is_some() {
+            return None;
+        }
+        let failure = self.inference.failure(key)?;
+        Some(match failure {
+            LoadError::Bytes(_) => NODE_CANNOT_READ.to_owned(),
+            failure => format!("the model could not be loaded: {failure}"),
+        })
+    }
+
     /// Whether the owner lets the model take calls. A model in quarantine refuses them itself.
-    fn check_in_service(&self, key: &ModelKey) -> Result<(), InferenceError> {
+    pub(crate) fn check_in_service(&self, key: &ModelKey) -> Result<(), InferenceError> {
         if self.is_withdrawn(&key.tenant, &key.model) {
             let text = "the model is not ready: its owner has unloaded it";
             return Err(InferenceError::Unavailable(text.to_owned()));
@@ -138,10 +162,10 @@ impl ModelSource for CatalogModels {
                 let with_others = snapshot.batches_with_others(&key, &scope.tenant);
                 (ResolvedModel { key, version, asker: scope.tenant.clone() }, with_others)
             };
-            let open = self.open_resolved(resolved).await?;
+            let model = self.open_resolved(resolved).await?;
             Ok(match with_others {
-                true => open.model as Arc<dyn Model>,
-                false => Arc::new(Apart(open.model)),
+                true => model as Arc<dyn Model>,
+                false => Arc::new(Apart(model)),
             })
         })
     }
@@ -218,15 +242,41 @@ pub(crate) async fn load_pinned(app: Weak<App>) {
     }
 }
 
-fn refusal(key: &ModelKey, error: LoadError) -> InferenceError {
-    if matches!(error, LoadError::Saturated) {
-        return InferenceError::Saturated;
+/// What callers are told. The owner finds the rest in the index of its models.
+fn refusal(error: &LoadError) -> InferenceError {
+    match error {
+        LoadError::Saturated => InferenceError::Saturated,
+        LoadError::OverBudget { .. } | LoadError::NoRoom { .. } => {
+            InferenceError::Unavailable(error.to_string())
+        }
+        // No other call and no other model would mend the node's own store.
+        LoadError::Bytes(_) => InferenceError::Runtime(NODE_CANNOT_READ.to_owned()),
+        _ => InferenceError::Unavailable(
+            "the model could not be loaded on this node; its owner finds the reason in the index of its models"
+                .to_owned(),
+        ),
     }
-    if matches!(error, LoadError::OverBudget { .. } | LoadError::NoRoom { .. }) {
-        tracing::warn!(tenant = %key.tenant, model = %key.model, version = key.version, %error, "a model finds no room");
-        return InferenceError::Unavailable(error.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_cannot_be_loaded_is_no_fault_of_the_server() {
+        let names = vec!["Unique".to_owned()];
+        for error in [
+            LoadError::UnsupportedOperator { operators: names },
+            LoadError::Unloadable("x".to_owned()),
+            LoadError::Panicked,
+            LoadError::OverBudget { needed: 2, budget: 1 },
+            LoadError::NoRoom { needed: 2 },
+        ] {
+            let refused = refusal(&error);
+            assert!(matches!(refused, InferenceError::Unavailable(_)), "{error}: {refused:?}");
+        }
+        assert_eq!(refusal(&LoadError::Saturated), InferenceError::Saturated);
+        let unread = refusal(&LoadError::Bytes("/var/blobs/1: no such file".to_owned()));
+        assert!(matches!(&unread, InferenceError::Runtime(text) if !text.contains("/var")));
     }
-    // It loaded when it was uploaded, so this is the node's fault and for the operator to see.
-    tracing::error!(tenant = %key.tenant, model = %key.model, version = key.version, %error, "a model could not be loaded");
-    InferenceError::Runtime("the model could not be loaded on this node".to_owned())
 }

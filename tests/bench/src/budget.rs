@@ -144,6 +144,7 @@ async fn ask(
         deadline: None,
         inputs: vec![NamedTensor { name: "x".to_owned(), tensor }],
         batch_with_others: true,
+        brief: Default::default(),
     };
     let answer = model.infer(request).await?;
     let output = answer.outputs.first().context("no output")?;

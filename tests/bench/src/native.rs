@@ -141,6 +141,7 @@ impl Runner {
         let request = InferenceRequest {
             share: Share { weight: 1, band: Band::Normal },
             batch_with_others: true,
+            brief: Default::default(),
             tenant: self.tenant.clone(),
             deadline: Some(Instant::now() + WALL),
             inputs: vec![NamedTensor { name: name.to_owned(), tensor }],

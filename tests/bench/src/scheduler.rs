@@ -89,6 +89,7 @@ async fn rate(model: &Arc<LoadedModel>) -> anyhow::Result<f64> {
                     deadline: Some(Instant::now() + Duration::from_secs(30)),
                     inputs: inputs.to_vec(),
                     batch_with_others: true,
+                    brief: Default::default(),
                 };
             let (inputs, tenant): (Vec<_>, sandpiper_domain::TenantName) =
                 (inputs.clone(), Clone::clone(&tenant));

@@ -15,6 +15,7 @@ use super::{
     },
     parameter, refused, row, tenant,
 };
+use crate::oip_reading::slow_free_tier;
 
 /// What is wrong with the request, how it becomes so, and a word of the answer.
 type Case = (&'static str, fn(&mut ModelInferRequest), &'static str);
@@ -289,12 +290,11 @@ fn what_is_no_grpc_is_told_in_http() {
 
 #[test]
 fn the_tenants_rate_holds_for_grpc() {
-    let server = Server::start();
+    let (server, _policies) = slow_free_tier();
     let free = server.tenant("acme", "free");
     free.put_model("mul-add", &model("mul-add.onnx")).expect(201);
     let client = client(&server, &free);
-    // A burst of 40 and 20 each second.
-    let refusal = (0..2000).find_map(|_| infer(&client, &row([0.0; 3])).err());
+    let refusal = (0..100).find_map(|_| infer(&client, &row([0.0; 3])).err());
     let status = refusal.expect("the rate ends");
     assert_eq!(status.code, code::RESOURCE_EXHAUSTED, "{status:?}");
     assert!(status.metadata.contains_key("grpc-status-details-bin"), "{status:?}");

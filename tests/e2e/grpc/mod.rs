@@ -8,6 +8,7 @@ mod message;
 
 mod bad_input;
 mod calls;
+mod reading;
 mod streams;
 
 use message::model_infer_request::InferInputTensor;

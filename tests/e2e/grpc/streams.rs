@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use sandpiper_tests::{GrpcCall, Server, frame, model, until};
+use sandpiper_tests::{GrpcCall, GrpcClient, Server, frame, model, until};
 
 use super::{
     client, code, floats, infer, inference,
@@ -95,7 +95,32 @@ fn a_key_that_is_revoked_ends_its_streams_too() {
     let id = key["id"].as_str().unwrap();
     tenant.client.delete(&format!("{path}/{id}")).expect(204);
     call.send(&numbered(2));
-    assert_ne!(next(&mut call).error_message, "");
+    call.send(&numbered(3));
+    assert_eq!(call.message(), None);
+    assert_eq!(call.end().code, code::UNAUTHENTICATED);
+}
+
+/// A stream that has had one answer.
+fn opened(client: &GrpcClient) -> GrpcCall<'_> {
+    let mut call = client.open(&inference("ModelStreamInfer"));
+    call.send(&numbered(1));
+    assert_eq!(next(&mut call).error_message, "");
+    call
+}
+
+#[test]
+fn a_stream_that_is_idle_ends_with_its_key_too() {
+    let server = Server::start();
+    let tenant = tenant(&server, "acme");
+    let path = "/api/v1/tenants/acme/keys";
+    let key = tenant.client.post_json(path, &serde_json::json!({})).expect(201).json();
+    let (gone, kept) =
+        (server.grpc().with_key(key["key"].as_str().unwrap()), client(&server, &tenant));
+    let (mut gone, mut kept) = (opened(&gone), opened(&kept));
+    tenant.client.delete(&format!("{path}/{}", key["id"].as_str().unwrap())).expect(204);
+    assert_eq!(gone.end().code, code::UNAUTHENTICATED);
+    kept.send(&numbered(2));
+    assert_eq!(next(&mut kept).infer_response.unwrap().id, "2");
 }
 
 #[test]
@@ -219,4 +244,9 @@ fn a_call_that_is_cancelled_leaves_the_queue() {
     infer(&client, &row([0.0; 3])).unwrap();
     let runs = server.metrics().sum("nv_inference_count", &[("model", "slow")]);
     assert!(runs < 7.0, "{runs} of the calls that left have run");
+    until("those that left are counted", || {
+        let labels = [("model", "slow"), ("reason", "CANCELED")];
+        let cancelled = server.metrics().sum("nv_inference_request_failure", &labels);
+        (cancelled >= 2.0).then_some(())
+    });
 }

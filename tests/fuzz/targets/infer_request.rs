@@ -13,6 +13,8 @@ use sandpiper_domain::{DataType, ModelSignature, TensorSpec};
 mod error;
 #[path = "../../../runtime/server/src/oip/json.rs"]
 mod json;
+#[path = "../../../runtime/server/src/oip/narrow.rs"]
+mod narrow;
 #[path = "../../../runtime/server/src/oip/request.rs"]
 mod request;
 #[path = "../../../runtime/server/src/oip/tensor.rs"]

@@ -11,6 +11,7 @@ mod explain;
 mod fact;
 mod fold;
 mod guard;
+mod indices;
 mod load;
 mod plan;
 mod refuse;
@@ -69,6 +70,12 @@ impl Program for TractProgram {
 
     fn batching(&self) -> &Batching {
         &self.batching
+    }
+
+    fn is_steady(&self) -> bool {
+        const VALUES_DECIDE: [&str; 3] = ["If", "Loop", "Scan"];
+        let decides = VALUES_DECIDE.iter().any(|operator| self.operators.contains_key(*operator));
+        matches!(&self.plans, Plans::One(plan) if plan.has_settled_sizes() && !decides)
     }
 
     fn footprint(&self) -> &Arc<Footprint> {
@@ -184,6 +191,13 @@ fn explain_failure(plan: &Plan, trace: &Trace, failure: &Failure) -> InferenceEr
         Failure::TooLarge => InferenceError::TooLarge(
             "a value inside the model would be larger than 1 GiB for these inputs".to_owned(),
         ),
+        Failure::Index => {
+            let operator = plan.operator(trace).unwrap_or_default();
+            InferenceError::Runtime(format!(
+                "the model failed while it ran, in an operator `{operator}`: an index is out of its range; it came from \
+                 the inputs, whose values the model does not expect"
+            ))
+        }
         Failure::Failed => InferenceError::Runtime(match plan.operator(trace) {
             Some(operator) => format!("the model failed while it ran, in an operator `{operator}`"),
             None => "the model failed while it ran".to_owned(),

@@ -2,18 +2,21 @@
 //!
 //! 1. The tenants that have work stand in a ring. When a tenant's turn comes it gets a quantum times its weight, and
 //!    it is served as long as it has anything left of that.
-//! 2. Its account is charged an estimate when its call begins and set right when the call has ended, so that it may
-//!    go into debt by the length of one run for each thread. The debt is paid from the turns that follow, also
-//!    from those that pass while the tenant has no work.
-//! 3. What is left on an account when no call waits or runs any more is forfeit: idling earns nothing.
+//! 2. An estimate stands against its account for as long as its call runs, and what was measured is paid when the call
+//!    has ended, so that it may go into debt by the length of one run for each thread. The debt is paid from the turns
+//!    that follow, also from those that pass while the tenant has no work.
+//! 3. What is left on an account when no call waits or runs any more is forfeit: idling earns nothing. Nor does an
+//!    estimate that was too large: beyond what still runs, an account never holds more than one turn.
 
 use std::collections::{HashMap, VecDeque};
 
-use sandpiper_domain::{Band, Share, TenantName};
+use sandpiper_domain::{Band, TenantName};
 
 /// CPU time that a turn gives for each unit of weight. A tenant of weight 16 then keeps a core for 1.6 ms at a time,
 /// and calls of tens of microseconds do not change hands at every one.
 pub(super) const QUANTUM_NS: i64 = 100_000;
+/// The most that stands against an account for a call that runs. Estimates follow from what callers send.
+pub(super) const ESTIMATE_NS_MAX: u64 = 1_000_000_000;
 /// Tenants without work that are remembered; those without a debt go first.
 const IDLE_MAX: usize = 1024;
 
@@ -34,9 +37,11 @@ pub(super) struct Fair {
 
 struct Account {
     name: TenantName,
-    share: Share,
-    /// What is left of its turns; negative is a debt.
+    weight: u32,
+    /// What its turns gave, less what its calls took; negative is a debt.
     balance_ns: i64,
+    /// The estimates of the calls that run.
+    running_ns: i64,
     /// Calls that wait or run.
     calls: usize,
     place: Place,
@@ -61,18 +66,19 @@ struct Ring {
 }
 
 impl Fair {
-    /// The number of a tenant, and what it is due from now on.
-    pub(super) fn tenant(&mut self, name: &TenantName, share: Share) -> TenantId {
+    /// The number of a tenant whose weight is this from now on.
+    pub(super) fn tenant(&mut self, name: &TenantName, weight: u32) -> TenantId {
         if let Some(&id) = self.ids.get(name) {
-            if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
-                account.share = share;
+            if let Some(account) = self.account_mut(id) {
+                account.weight = weight;
             }
             return id;
         }
         self.forget_some();
-        let round = self.ring(share.band).round;
-        let place = Place::Out(share.band, round);
-        let account = Account { name: name.clone(), share, balance_ns: 0, calls: 0, place };
+        let place = Place::Out(Band::Normal, self.normal.round);
+        let name_of = name.clone();
+        let account =
+            Account { name: name_of, weight, balance_ns: 0, running_ns: 0, calls: 0, place };
         let id = self.vacant.pop().unwrap_or(self.accounts.len() as TenantId);
         match self.accounts.get_mut(id as usize) {
             Some(vacant) => *vacant = Some(account),
@@ -88,9 +94,14 @@ impl Fair {
         self.ids.get(name).copied()
     }
 
-    /// What the tenant is due.
-    pub(super) fn share(&self, id: TenantId) -> Option<Share> {
-        Some(self.account(id)?.share)
+    /// What the tenant is due beside others, at least 1.
+    pub(super) fn weight(&self, id: TenantId) -> u32 {
+        self.account(id).map_or(1, |account| account.weight.max(1))
+    }
+
+    /// Whether no call of the tenant waits or runs.
+    pub(super) fn is_idle(&self, id: TenantId) -> bool {
+        self.account(id).is_none_or(|account| account.calls == 0)
     }
 
     /// The band whose ring the tenant stands in.
@@ -115,9 +126,7 @@ impl Fair {
             Place::Out(..) => {}
         }
         let round = self.ring(band).round;
-        let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) else {
-            return;
-        };
+        let Some(account) = self.account_mut(id) else { return };
         if let Place::Out(left, at) = account.place
             && left == band
         {
@@ -138,7 +147,7 @@ impl Fair {
         let round = ring.round;
         ring.members.retain(|member| *member != id);
         ring.current = ring.current.filter(|current| *current != id);
-        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+        if let Some(account) = self.account_mut(id) {
             account.place = Place::Out(band, round);
         }
     }
@@ -148,13 +157,19 @@ impl Fair {
         if let Some(id) = self.go_round(band) {
             return Some(id);
         }
-        // Everybody has had a turn and is still in debt: all the rounds that change nothing pass at once.
-        let debts = self.members(band).filter_map(|id| {
-            let account = self.account(id)?;
-            Some(account.balance_ns.min(0).unsigned_abs() / account.turn_ns() as u64)
-        });
-        let rounds = debts.min()?;
+        // Everybody has had a turn and is still in debt: all the rounds that change nothing pass at once. Those who are
+        // away are paid for rounds that real debts made necessary, and not for those that estimates did.
+        let least = |debt_ns: fn(&Account) -> i64| {
+            let accounts = self.members(band).filter_map(|id| self.account(id));
+            let turns =
+                |account: &Account| debt_ns(account).unsigned_abs() / account.turn_ns() as u64;
+            accounts.map(turns).min()
+        };
+        let rounds = least(|account| account.left_ns().min(0))?;
+        let real = least(|account| account.balance_ns.min(0))?;
         self.grant_all(band, rounds);
+        let ring = self.ring_mut(band);
+        ring.round = ring.round.saturating_add(rounds.min(real));
         self.go_round(band).or_else(|| self.ring(band).members.front().copied())
     }
 
@@ -166,7 +181,7 @@ impl Fair {
                 self.ring_mut(band).current = Some(id);
                 self.grant(id, 1);
             }
-            if self.account(id)?.balance_ns > 0 {
+            if self.account(id)?.left_ns() > 0 {
                 return Some(id);
             }
             self.pass(band);
@@ -176,7 +191,7 @@ impl Fair {
 
     /// The tenant has one call more that waits or runs.
     pub(super) fn claim(&mut self, id: TenantId) {
-        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+        if let Some(account) = self.account_mut(id) {
             account.calls += 1;
             if account.calls == 1 {
                 self.idle -= 1;
@@ -186,7 +201,7 @@ impl Fair {
 
     /// The tenant has one call less.
     pub(super) fn unclaim(&mut self, id: TenantId) {
-        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+        if let Some(account) = self.account_mut(id) {
             account.calls = account.calls.saturating_sub(1);
             if account.calls == 0 {
                 account.balance_ns = account.balance_ns.min(0);
@@ -195,18 +210,29 @@ impl Fair {
         }
     }
 
-    /// A call of the tenant begins, for which it is charged an estimate.
+    /// Whether the tenant has had more than it was due.
+    pub(super) fn owes(&self, id: TenantId) -> bool {
+        self.account(id).is_some_and(|account| account.left_ns() < 0)
+    }
+
+    /// A call of the tenant begins; the estimate stands against its account until it has ended.
     pub(super) fn begin(&mut self, id: TenantId, estimate_ns: u64) {
-        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
-            account.charge(clamp(estimate_ns));
+        if let Some(account) = self.account_mut(id) {
+            account.running_ns = account.running_ns.saturating_add(clamp(estimate_ns));
         }
     }
 
     /// A call of the tenant has ended and took `measured_ns` instead of the estimate.
     pub(super) fn end(&mut self, id: TenantId, estimate_ns: u64, measured_ns: u64) {
-        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
-            account.charge(clamp(measured_ns).saturating_sub(clamp(estimate_ns)));
+        if let Some(account) = self.account_mut(id) {
+            account.running_ns = account.running_ns.saturating_sub(clamp(estimate_ns)).max(0);
+            account.balance_ns = account.balance_ns.saturating_sub(clamp(measured_ns));
+            account.balance_ns = account.balance_ns.min(account.balance_ns_max());
         }
+    }
+
+    fn account_mut(&mut self, id: TenantId) -> Option<&mut Account> {
+        self.accounts.get_mut(id as usize)?.as_mut()
     }
 
     fn account(&self, id: TenantId) -> Option<&Account> {
@@ -245,13 +271,14 @@ impl Fair {
                 self.grant(id, rounds);
             }
         }
-        self.ring_mut(band).round += rounds;
     }
 
     fn grant(&mut self, id: TenantId, rounds: u64) {
-        if let Some(account) = self.accounts.get_mut(id as usize).and_then(Option::as_mut) {
+        if let Some(account) = self.account_mut(id) {
             let turns = i64::try_from(rounds).unwrap_or(i64::MAX);
-            account.charge(-turns.saturating_mul(account.turn_ns()));
+            let given = account.balance_ns.saturating_add(turns.saturating_mul(account.turn_ns()));
+            // What is left does not grow past one turn, and what was left does not shrink.
+            account.balance_ns = given.min(account.balance_ns_max()).max(account.balance_ns);
         }
     }
 
@@ -279,11 +306,16 @@ impl Fair {
 
 impl Account {
     fn turn_ns(&self) -> i64 {
-        QUANTUM_NS * i64::from(self.share.weight.clamp(1, 1 << 20))
+        QUANTUM_NS * i64::from(self.weight.clamp(1, 1 << 20))
     }
 
-    fn charge(&mut self, ns: i64) {
-        self.balance_ns = self.balance_ns.saturating_sub(ns);
+    /// What is left of its turns if what runs takes what it is thought to.
+    fn left_ns(&self) -> i64 {
+        self.balance_ns.saturating_sub(self.running_ns)
+    }
+
+    fn balance_ns_max(&self) -> i64 {
+        self.running_ns.saturating_add(self.turn_ns())
     }
 }
 

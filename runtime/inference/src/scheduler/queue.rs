@@ -1,6 +1,7 @@
 //! The calls that wait, and which of them run next. No threads, and the time comes from outside.
 
 mod admit;
+mod band;
 mod fill;
 
 use std::{
@@ -10,18 +11,14 @@ use std::{
 
 use sandpiper_domain::{Band, Share, TenantName};
 
-use super::fair::{Fair, TenantId};
-use admit::backlog_cost;
-
-/// How long a call of the low band stands back behind normal ones. After that its tenant competes with them by its
-/// weight, until what is left of its calls is younger. It is long against a batch of most models, so that
-/// normal calls keep their precedence in bursts, and short against the walls of requests, the shortest of which are
-/// seconds, so that the low band is served within its deadlines even where normal work never ends.
-pub(super) const LOW_BAND_WAIT: Duration = Duration::from_millis(200);
+use super::fair::{ESTIMATE_NS_MAX, Fair, TenantId};
+#[cfg(test)]
+pub(super) use band::LOW_BAND_WAIT;
+use band::is_low;
 
 /// What the queue must know of a call.
 pub(crate) trait Waiting {
-    /// What `rows` rows of its model are expected to take together, in CPU nanoseconds.
+    /// What `rows` rows like its own are expected to take together, in CPU nanoseconds.
     fn cost_ns(&self, rows: usize) -> u64;
 
     /// The batch sizes of its model, ascending. A batch has exactly one of these numbers of rows.
@@ -83,7 +80,7 @@ pub(crate) struct Picked<J> {
     pub(crate) estimate_ns: u64,
 }
 
-/// One call's part.
+/// One call's part. An estimate of 0 is no charge at all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Charge {
     tenant: TenantId,
@@ -101,6 +98,7 @@ struct Lane {
 struct Entry<J> {
     job: J,
     tenant: TenantId,
+    band: Band,
     model: u64,
     lane: Option<Lane>,
     rows: usize,
@@ -122,13 +120,15 @@ pub(crate) struct Queue<J> {
     limits: Limits,
     fair: Fair,
     entries: HashMap<u64, Entry<J>>,
-    /// The calls that may run, by tenant and age, and by lane, tenant and age.
-    by_tenant: BTreeSet<(TenantId, u64)>,
-    by_lane: BTreeSet<(Lane, TenantId, u64)>,
+    /// The calls that may run, by tenant, band and age, and by lane as well. `true` is the low band.
+    by_tenant: BTreeSet<(TenantId, bool, u64)>,
+    by_lane: BTreeSet<(Lane, TenantId, bool, u64)>,
     by_deadline: BTreeSet<(Instant, u64)>,
     held: HashMap<Lane, Held>,
     of_model: HashMap<u64, usize>,
     of_tenant: HashMap<TenantId, Backlog>,
+    /// Calls that wait, the normal ones and the low ones.
+    of_band: [usize; 2],
     next: u64,
     backlog_ns: u64,
     /// When a tenant in the ring of the low band may first have waited long enough.
@@ -138,7 +138,8 @@ pub(crate) struct Queue<J> {
 #[derive(Default, Clone, Copy)]
 struct Backlog {
     calls: usize,
-    ns: u64,
+    /// The work of its normal calls, and that of its low ones.
+    ns: [u64; 2],
 }
 
 impl<J: Waiting> Queue<J> {
@@ -153,6 +154,7 @@ impl<J: Waiting> Queue<J> {
             held: HashMap::new(),
             of_model: HashMap::new(),
             of_tenant: HashMap::new(),
+            of_band: [0; 2],
             next: 0,
             backlog_ns: 0,
             ages_at: None,
@@ -164,11 +166,9 @@ impl<J: Waiting> Queue<J> {
         self.entries.len()
     }
 
-    /// Calls of tenants of this band that wait.
+    /// Calls of this band that wait.
     pub(crate) fn len_of(&self, band: Band) -> usize {
-        let tenants = self.of_tenant.iter();
-        let is_of = |id| self.fair.share(id).is_some_and(|share| share.band == band);
-        tenants.filter(|(id, _)| is_of(**id)).map(|(_, backlog)| backlog.calls).sum()
+        self.of_band[usize::from(is_low(band))]
     }
 
     /// Queues a call, or gives it back. `free_in` is how long every thread still works on what it has begun.
@@ -182,17 +182,20 @@ impl<J: Waiting> Queue<J> {
         if let Some(refusal) = self.refuse(ask, &job, free_in, now) {
             return Err((job, refusal));
         }
-        let tenant = self.fair.tenant(ask.tenant, ask.share);
+        let tenant = self.fair.tenant(ask.tenant, ask.share.weight);
         self.fair.claim(tenant);
         let ticket = self.next;
         self.next += 1;
-        let cost_ns = backlog_cost(&job, ask.rows);
+        let cost_ns = admit::backlog_cost(&job, ask, now);
         let apart = (!ask.with_others).then_some(tenant);
-        let lane = ask.group.map(|group| Lane { model: ask.model, group, apart });
         let largest = job.sizes().last().map_or(1, |size| *size as usize);
+        let group = ask.group.filter(|_| ask.rows <= largest);
+        let lane = group.map(|group| Lane { model: ask.model, group, apart });
+        let band = ask.share.band;
         let entry = Entry {
             job,
             tenant,
+            band,
             model: ask.model,
             lane,
             rows: ask.rows,
@@ -204,8 +207,9 @@ impl<J: Waiting> Queue<J> {
         *self.of_model.entry(ask.model).or_default() += 1;
         let backlog = self.of_tenant.entry(tenant).or_default();
         backlog.calls += 1;
-        backlog.ns = backlog.ns.saturating_add(cost_ns);
-        self.backlog_ns = self.backlog_ns.saturating_add(cost_ns);
+        backlog.ns[usize::from(is_low(band))] += cost_ns;
+        self.of_band[usize::from(is_low(band))] += 1;
+        self.backlog_ns += cost_ns;
         if let Some(deadline) = ask.deadline {
             self.by_deadline.insert((deadline, ticket));
         }
@@ -217,6 +221,22 @@ impl<J: Waiting> Queue<J> {
             _ => self.release(ticket),
         }
         Ok(Ticket(ticket))
+    }
+
+    /// Begins a brief call where it was made, so that it takes no place. The tenant must be due: it has no call that waits,
+    /// and where others wait it stands in the normal band and owes nothing. It is charged only where others wait, as a
+    /// tenant alone is never in debt.
+    pub(crate) fn begin_here(&mut self, ask: &Ask<'_>, estimate_ns: u64) -> Option<Charge> {
+        let tenant = self.fair.tenant(ask.tenant, ask.share.weight);
+        let others_wait = !self.entries.is_empty();
+        let must_wait = others_wait && (ask.share.band == Band::Low || self.fair.owes(tenant));
+        if must_wait || self.of_tenant.contains_key(&tenant) {
+            return None;
+        }
+        let estimate_ns = if others_wait { estimate_ns.max(1) } else { 0 };
+        self.fair.claim(tenant);
+        self.fair.begin(tenant, estimate_ns);
+        Some(Charge { tenant, estimate_ns })
     }
 
     /// Takes back a call that has not begun; its place is free at once.
@@ -239,15 +259,16 @@ impl<J: Waiting> Queue<J> {
     pub(crate) fn take(&mut self, now: Instant) -> Option<Picked<J>> {
         self.release_due(now);
         self.age(now);
-        let tenant = match self.fair.next(Band::Normal) {
-            Some(tenant) => tenant,
-            None => self.fair.next(Band::Low)?,
-        };
-        let (_, first) = *self.by_tenant.range((tenant, 0)..=(tenant, u64::MAX)).next()?;
+        let (_, first) = self.first(now)?;
         let tickets = self.batch(first);
-        let rows = |entry: &Entry<J>| entry.rows;
-        let total: usize = tickets.iter().filter_map(|t| self.entries.get(t)).map(rows).sum();
-        let estimate_ns = self.entries.get(&first)?.job.cost_ns(total);
+        let calls = || tickets.iter().filter_map(|ticket| self.entries.get(ticket));
+        let total = calls().fold(0usize, |total, call| total.saturating_add(call.rows));
+        let mut estimate_ns = self.entries.get(&first)?.job.cost_ns(total);
+        // A run ends with the last deadline of its calls.
+        let last = calls().try_fold(now, |last, call| Some(last.max(call.deadline?)));
+        if let Some(last) = last {
+            estimate_ns = estimate_ns.min(whole_ns(last.saturating_duration_since(now)));
+        }
         let mut picked = Picked {
             jobs: Vec::with_capacity(tickets.len()),
             bill: Vec::with_capacity(tickets.len()),
@@ -256,7 +277,8 @@ impl<J: Waiting> Queue<J> {
         for ticket in tickets {
             let Some(entry) = self.entries.get(&ticket) else { continue };
             let part = estimate_ns as u128 * entry.rows as u128 / total.max(1) as u128;
-            let charge = Charge { tenant: entry.tenant, estimate_ns: part as u64 };
+            let part = u64::try_from(part).unwrap_or(u64::MAX).clamp(1, ESTIMATE_NS_MAX);
+            let charge = Charge { tenant: entry.tenant, estimate_ns: part };
             // Before the call waits no more: a tenant without a call loses what is left of its turn.
             self.fair.claim(charge.tenant);
             let Some(entry) = self.remove(ticket) else { continue };
@@ -264,14 +286,16 @@ impl<J: Waiting> Queue<J> {
             picked.bill.push(charge);
             picked.jobs.push(entry.job);
         }
-        self.settle_band(tenant, now);
         Some(picked)
     }
 
     /// What was charged is set right: `measured_ns` has the calls of `bill` in their order.
     pub(crate) fn settle(&mut self, bill: &[Charge], measured_ns: &[u64]) {
         for (place, charge) in bill.iter().enumerate() {
-            let measured_ns = measured_ns.get(place).copied().unwrap_or(0);
+            let measured_ns = match charge.estimate_ns {
+                0 => 0,
+                _ => measured_ns.get(place).copied().unwrap_or(0),
+            };
             self.fair.end(charge.tenant, charge.estimate_ns, measured_ns);
             self.fair.unclaim(charge.tenant);
         }
@@ -296,7 +320,7 @@ impl<J: Waiting> Queue<J> {
         let held = self.held.entry(lane);
         let held = held.or_insert_with(|| Held { until, rows: 0, tickets: Vec::new() });
         held.until = held.until.min(until);
-        held.rows += ask.rows;
+        held.rows = held.rows.saturating_add(ask.rows);
         held.tickets.push(ticket);
         let is_full = held.rows >= largest;
         if let Some(entry) = self.entries.get_mut(&ticket) {
@@ -324,65 +348,6 @@ impl<J: Waiting> Queue<J> {
         }
     }
 
-    /// The call may run from now on.
-    fn release(&mut self, ticket: u64) {
-        let Some(entry) = self.entries.get_mut(&ticket) else { return };
-        entry.is_held = false;
-        let (tenant, lane, queued_at) = (entry.tenant, entry.lane, entry.queued_at);
-        self.by_tenant.insert((tenant, ticket));
-        if let Some(lane) = lane {
-            self.by_lane.insert((lane, tenant, ticket));
-        }
-        let Some(share) = self.fair.share(tenant) else { return };
-        if self.fair.band(tenant).is_none() {
-            self.fair.enter(tenant, share.band);
-            if share.band == Band::Low {
-                self.ages(queued_at + LOW_BAND_WAIT);
-            }
-        }
-    }
-
-    fn ages(&mut self, at: Instant) {
-        self.ages_at = Some(self.ages_at.map_or(at, |known| known.min(at)));
-    }
-
-    /// Low tenants that have waited long enough go to the normal ring.
-    fn age(&mut self, now: Instant) {
-        if self.ages_at.is_none_or(|at| at > now) {
-            return;
-        }
-        self.ages_at = None;
-        let low: Vec<TenantId> = self.fair.members(Band::Low).collect();
-        for tenant in low {
-            match self.oldest(tenant) {
-                Some(queued_at) if queued_at + LOW_BAND_WAIT <= now => {
-                    self.fair.enter(tenant, Band::Normal);
-                }
-                Some(queued_at) => self.ages(queued_at + LOW_BAND_WAIT),
-                None => {}
-            }
-        }
-    }
-
-    /// A low tenant whose oldest call is young again goes back to its ring.
-    fn settle_band(&mut self, tenant: TenantId, now: Instant) {
-        let promoted = self.fair.band(tenant) == Some(Band::Normal)
-            && self.fair.share(tenant).is_some_and(|share| share.band == Band::Low);
-        if !promoted {
-            return;
-        }
-        let Some(queued_at) = self.oldest(tenant) else { return };
-        if queued_at + LOW_BAND_WAIT > now {
-            self.fair.enter(tenant, Band::Low);
-            self.ages(queued_at + LOW_BAND_WAIT);
-        }
-    }
-
-    fn oldest(&self, tenant: TenantId) -> Option<Instant> {
-        let (_, ticket) = self.by_tenant.range((tenant, 0)..=(tenant, u64::MAX)).next()?;
-        Some(self.entries.get(ticket)?.queued_at)
-    }
-
     fn remove(&mut self, ticket: u64) -> Option<Entry<J>> {
         let entry = self.entries.remove(&ticket)?;
         if let Some(deadline) = entry.deadline {
@@ -397,21 +362,25 @@ impl<J: Waiting> Queue<J> {
         self.backlog_ns = self.backlog_ns.saturating_sub(entry.cost_ns);
         if let Some(backlog) = self.of_tenant.get_mut(&entry.tenant) {
             backlog.calls -= 1;
-            backlog.ns = backlog.ns.saturating_sub(entry.cost_ns);
+            let of_band = &mut backlog.ns[usize::from(is_low(entry.band))];
+            *of_band = of_band.saturating_sub(entry.cost_ns);
             if backlog.calls == 0 {
                 self.of_tenant.remove(&entry.tenant);
             }
         }
+        self.of_band[usize::from(is_low(entry.band))] -= 1;
         self.fair.unclaim(entry.tenant);
         if entry.is_held {
             self.unhold(&entry, ticket);
             return Some(entry);
         }
-        self.by_tenant.remove(&(entry.tenant, ticket));
+        let low = is_low(entry.band);
+        self.by_tenant.remove(&(entry.tenant, low, ticket));
         if let Some(lane) = entry.lane {
-            self.by_lane.remove(&(lane, entry.tenant, ticket));
+            self.by_lane.remove(&(lane, entry.tenant, low, ticket));
         }
-        if self.by_tenant.range((entry.tenant, 0)..=(entry.tenant, u64::MAX)).next().is_none() {
+        let own = (entry.tenant, false, 0)..=(entry.tenant, true, u64::MAX);
+        if self.by_tenant.range(own).next().is_none() {
             self.fair.leave(entry.tenant);
         }
         Some(entry)
@@ -430,4 +399,8 @@ impl<J: Waiting> Queue<J> {
 
 fn nanos(ns: u64) -> Duration {
     Duration::from_nanos(ns)
+}
+
+fn whole_ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

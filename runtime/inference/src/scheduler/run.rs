@@ -26,6 +26,8 @@ pub(crate) struct Job {
     pub(crate) tenant: TenantName,
     pub(crate) inputs: Vec<Tensor>,
     pub(crate) rows: usize,
+    /// Of each row, as its cost counts it.
+    pub(crate) width: usize,
     pub(crate) deadline: Option<Instant>,
     pub(crate) queued_at: Instant,
     pub(crate) reply: oneshot::Sender<Answer>,
@@ -44,7 +46,7 @@ pub(super) struct Done {
 
 impl Waiting for Job {
     fn cost_ns(&self, rows: usize) -> u64 {
-        self.core.costs.estimate_ns(rows)
+        self.core.costs.estimate_ns(rows, self.width)
     }
 
     fn sizes(&self) -> &[u32] {
@@ -84,6 +86,8 @@ struct Call {
     job: Job,
     queued: Duration,
     cpu_ns: u64,
+    /// It was neither late nor given up nor refused when its turn came.
+    is_live: bool,
     answer: Option<Answer>,
 }
 
@@ -110,7 +114,7 @@ pub(super) fn run(jobs: Vec<Job>) -> Vec<u64> {
     let call = |job: Job| {
         let queued = now.saturating_duration_since(job.queued_at);
         core.stats.queue.add(1, queued);
-        Call { job, queued, cpu_ns: 0, answer: None }
+        Call { job, queued, cpu_ns: 0, is_live: false, answer: None }
     };
     let calls: Vec<Call> = jobs.into_iter().map(call).collect();
     let mut batch = Batch { core, calls, wasted_ns: 0, panics: Vec::new() };
@@ -122,6 +126,7 @@ pub(super) fn run(jobs: Vec<Job>) -> Vec<u64> {
             batch.core.health.refusal(&call.job.tenant).map(Err)
         };
         if call.answer.is_none() && !call.job.reply.is_closed() {
+            call.is_live = true;
             live.push(place);
         }
     }
@@ -134,9 +139,9 @@ impl Batch {
     /// Runs these calls, as many together as make a batch that was tried when the model was loaded.
     fn pieces(&mut self, mut calls: &[usize]) {
         while !calls.is_empty() {
-            let (mut rows, mut best) = (0, 1);
+            let (mut rows, mut best) = (0usize, 1);
             for (count, &place) in (1..).zip(calls) {
-                rows += self.calls[place].job.rows;
+                rows = self.calls[place].job.rows.saturating_add(rows);
                 if self.core.sizes.iter().any(|size| *size as usize == rows) {
                     best = count;
                 }
@@ -173,7 +178,7 @@ impl Batch {
         call.answer = Some(match outcome {
             Ok(ran) => {
                 self.core.stats.ran(call.job.rows, ran.input, ran.infer, ran.output);
-                self.core.costs.observe(call.job.rows, call.cpu_ns);
+                self.core.costs.observe(call.job.rows, call.job.width, call.cpu_ns);
                 let (queued, computed) = (call.queued, began.elapsed());
                 Ok(InferenceOutput { outputs: ran.outputs, queued, computed, batch_size: 1 })
             }
@@ -191,7 +196,12 @@ impl Batch {
         let (began, cpu) = (Instant::now(), thread_cpu_ns());
         let jobs = || calls.iter().map(|&place| &self.calls[place].job);
         let rows: Vec<usize> = jobs().map(|job| job.rows).collect();
-        let total: usize = rows.iter().sum();
+        let Some(total) = rows.iter().try_fold(0usize, |total, rows| total.checked_add(*rows))
+        else {
+            return false;
+        };
+        // What runs together has one shape but for its rows.
+        let width = jobs().next().map_or(1, |job| job.width);
         let Some(inputs) = batch::join(jobs().map(|job| job.inputs.as_slice())) else {
             return false;
         };
@@ -222,7 +232,7 @@ impl Batch {
         let output = ran.output + parting.elapsed();
         self.core.stats.ran(total, joined + ran.input, ran.infer, output);
         let (took, cpu_ns) = (began.elapsed(), thread_cpu_ns().saturating_sub(cpu));
-        self.core.costs.observe(total, cpu_ns);
+        self.core.costs.observe(total, width, cpu_ns);
         for ((&place, rows), outputs) in calls.iter().zip(rows).zip(parts) {
             let part = rows as f64 / total as f64;
             let call = &mut self.calls[place];
@@ -234,15 +244,11 @@ impl Batch {
 
     /// Divides what was in vain, and tells the model's health how it went.
     fn judge(&mut self) {
-        let failed = |call: &&mut Call| matches!(call.answer, Some(Err(_)));
-        let failures = self.calls.iter_mut().filter(failed).count();
-        let payers = if failures > 0 { failures } else { self.calls.len() };
-        if let Some(part) = self.wasted_ns.checked_div(payers as u64)
-            && part > 0
-        {
-            for call in self.calls.iter_mut().filter(|call| failures == 0 || failed(call)) {
-                call.cpu_ns += part;
-            }
+        let ends =
+            self.calls.iter().map(|call| call.is_live.then(|| matches!(call.answer, Some(Ok(_)))));
+        let (payers, part_ns) = payers(self.wasted_ns, ends);
+        for place in payers {
+            self.calls[place].cpu_ns += part_ns;
         }
         // Where others in the same batch ended well, what panicked were rows, and not the model.
         if self.calls.iter().any(|call| matches!(call.answer, Some(Ok(_)))) {
@@ -261,8 +267,10 @@ impl Batch {
         for Call { job, cpu_ns, answer, .. } in calls {
             costs.push(cpu_ns);
             let Some(answer) = answer else { continue };
-            let of_outcome = if answer.is_ok() { &core.stats.success } else { &core.stats.fail };
-            of_outcome.add(1, job.queued_at.elapsed());
+            match &answer {
+                Ok(_) => core.stats.succeeded(job.queued_at.elapsed()),
+                Err(_) => core.stats.fail.add(1, job.queued_at.elapsed()),
+            }
             answers.push((job.reply, answer));
         }
         // The model goes first, so that a caller who has the answer holds the last reference.
@@ -274,6 +282,26 @@ impl Batch {
     }
 }
 
+/// Who pays for batches that failed, and how much each: the calls that ran and failed or, where none did, all that ran.
+/// Each call is `None` where it did not run, else whether it ended well.
+fn payers(wasted_ns: u64, ends: impl Iterator<Item = Option<bool>>) -> (Vec<usize>, u64) {
+    if wasted_ns == 0 {
+        return (Vec::new(), 0);
+    }
+    let ran: Vec<(usize, bool)> =
+        ends.enumerate().filter_map(|(place, end)| Some((place, end?))).collect();
+    let any_failed = ran.iter().any(|(_, ended_well)| !ended_well);
+    let pays = ran.iter().filter(|(_, ended_well)| !(any_failed && *ended_well));
+    let payers: Vec<usize> = pays.map(|(place, _)| *place).collect();
+    let part_ns = wasted_ns.checked_div(payers.len() as u64).unwrap_or(0);
+    (payers, part_ns)
+}
+
+/// What each of the calls cost. Where their run panicked and does not say so, all of the time is divided among them.
+pub(super) fn costs_of<E>(outcome: Result<Vec<u64>, E>, calls: usize, cpu_ns: u64) -> Vec<u64> {
+    outcome.unwrap_or_else(|_| vec![cpu_ns / calls.max(1) as u64; calls])
+}
+
 fn output(
     call: &Call,
     outputs: Vec<NamedTensor>,
@@ -281,4 +309,28 @@ fn output(
     batch_size: usize,
 ) -> InferenceOutput {
     InferenceOutput { outputs, queued: call.queued, computed, batch_size }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn who_did_not_run_pays_nothing() {
+        let (late, failed, well) = (None, Some(false), Some(true));
+        let payers = |ends: &[Option<bool>]| payers(600, ends.iter().copied());
+        assert_eq!(payers(&[late, failed, well, failed]), (vec![1, 3], 300));
+        // The batch failed, and each by itself did not.
+        assert_eq!(payers(&[late, well, well, late]), (vec![1, 2], 300));
+        assert_eq!(payers(&[late]), (vec![], 0));
+    }
+
+    #[test]
+    fn a_run_that_panics_is_paid_for() {
+        let panicked = catch_unwind(AssertUnwindSafe(|| -> Vec<u64> { panic!("in the test") }));
+        assert_eq!(costs_of(panicked, 4, 1000), [250; 4]);
+        assert_eq!(costs_of(catch_unwind(|| vec![7, 8]), 2, 1000), [7, 8]);
+    }
 }

@@ -1,11 +1,13 @@
 //! The decisions of the scheduler, without threads: a simulated core runs what it is told to.
 
+mod hostile;
+
 use std::time::{Duration, Instant};
 
 use proptest::{collection::vec, prelude::*};
 use sandpiper_domain::{Band, Share, TenantName};
 
-use super::queue::{Ask, LOW_BAND_WAIT, Limits, Picked, Queue, Refusal, Ticket, Waiting};
+use super::queue::{Ask, Charge, LOW_BAND_WAIT, Limits, Picked, Queue, Refusal, Ticket, Waiting};
 
 const LIMITS: Limits = Limits { node: 1000, model: 1000, tenant: 1000, threads: 1 };
 
@@ -20,7 +22,7 @@ struct Call {
 
 impl Waiting for Call {
     fn cost_ns(&self, rows: usize) -> u64 {
-        self.ns * rows as u64
+        self.ns.saturating_mul(rows as u64)
     }
 
     fn sizes(&self) -> &[u32] {
@@ -51,17 +53,7 @@ impl House {
         change: impl FnOnce(&mut Ask<'_>),
     ) -> Result<Ticket, Refusal> {
         let name = name(tenant);
-        let mut ask = Ask {
-            tenant: &name,
-            share,
-            model: 1,
-            rows: 1,
-            group: None,
-            with_others: true,
-            deadline: None,
-            delay: Duration::ZERO,
-            floor_ns: 0,
-        };
+        let mut ask = ask(&name, share);
         change(&mut ask);
         let call = Call { tenant, number: self.number, ..call };
         self.number += 1;
@@ -79,6 +71,20 @@ impl House {
         self.now += Duration::from_nanos(costs.iter().sum());
         self.queue.settle(&bill, &costs);
         Some(jobs)
+    }
+}
+
+fn ask(tenant: &TenantName, share: Share) -> Ask<'_> {
+    Ask {
+        tenant,
+        share,
+        model: 1,
+        rows: 1,
+        group: None,
+        with_others: true,
+        deadline: None,
+        delay: Duration::ZERO,
+        floor_ns: 0,
     }
 }
 
@@ -278,11 +284,55 @@ fn what_cannot_be_in_time_is_refused() {
     let Err(Refusal::Late { retry_after }) = by(0, normal(1), 90) else { panic!() };
     assert_eq!(retry_after, Duration::from_millis(100));
     // Another tenant stands behind as much of that as the weights say, a low one behind all of it.
-    assert!(by(1, normal(1), 1).is_err());
-    assert!(by(1, normal(1), 3).is_ok());
+    by(1, normal(1), 1000).unwrap();
+    assert!(by(1, normal(1), 3).is_err());
+    assert!(by(1, normal(1), 4).is_ok());
+    by(2, low(1), 1000).unwrap();
     assert!(by(2, low(1), 90).is_err());
     assert!(by(2, low(1), 200).is_ok());
+    // Who has nothing that waits or runs is refused only where the call alone would be late.
+    assert!(by(3, normal(1), 0).is_err());
+    assert!(by(3, normal(1), 1).is_ok());
     let mut expired = Vec::new();
-    house.queue.expire(now + Duration::from_millis(3), &mut expired);
-    assert_eq!(expired.iter().map(|call| call.tenant).collect::<Vec<_>>(), [1]);
+    house.queue.expire(now + Duration::from_millis(4), &mut expired);
+    assert_eq!(expired.iter().map(|call| call.tenant).collect::<Vec<_>>(), [3, 1]);
+}
+
+/// A call that asks to run where it was made.
+fn claim(house: &mut House, tenant: usize, share: Share) -> Option<Charge> {
+    let name = name(tenant);
+    let ask = Ask {
+        tenant: &name,
+        share,
+        model: 2,
+        rows: 1,
+        group: None,
+        with_others: true,
+        deadline: None,
+        delay: Duration::ZERO,
+        floor_ns: 0,
+    };
+    house.queue.begin_here(&ask, 10_000)
+}
+
+#[test]
+fn a_brief_call_runs_at_once_where_its_tenant_is_due() {
+    let mut house = House::new(LIMITS);
+    // Alone, a tenant pays nothing for it.
+    for _ in 0..1000 {
+        let charge = claim(&mut house, 0, normal(1)).unwrap();
+        house.queue.settle(&[charge], &[10_000_000]);
+    }
+    house.push(1, normal(1), 1_000_000).unwrap();
+    // Others wait: the first one is for nothing, and the debt that it leaves has to be paid before the next.
+    let charge = claim(&mut house, 0, normal(1)).unwrap();
+    house.queue.settle(&[charge], &[50_000]);
+    assert!(claim(&mut house, 0, normal(1)).is_none());
+    assert!(claim(&mut house, 2, low(1)).is_none());
+    // Nobody overtakes his own call.
+    assert!(claim(&mut house, 1, normal(1)).is_none());
+    // What never ran is paid back.
+    let charge = claim(&mut house, 3, normal(1)).unwrap();
+    house.queue.settle(&[charge], &[0]);
+    assert!(claim(&mut house, 3, normal(1)).is_some());
 }

@@ -13,7 +13,7 @@ use sandpiper_domain::{InferenceError, InferenceRequest, Model, NamedTensor};
 
 use crate::{
     Config, InferencePlane, LoadError, LoadedModel,
-    testing::{adder, f32s, gather, i64s, key, plane, request, request_of, slow},
+    testing::{adder, brittle, f32s, gather, i64s, key, plane, request, request_of, slow},
 };
 
 fn square() -> Vec<NamedTensor> {
@@ -193,11 +193,11 @@ async fn concurrent_calls_of_one_model_do_not_mix() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn panics_of_one_caller_leave_the_others_alone() {
     let plane = plane(1, 1024);
-    let model = plane.inspect(gather()).await.unwrap();
+    let model = plane.inspect(brittle()).await.unwrap();
     let call = |n: i64| {
         let model = model.clone();
         tokio::spawn(async move {
-            let id = if n % 2 == 0 { 1 } else { 1_000 + n };
+            let id = if n % 2 == 0 { 1 } else { 99 };
             let answer = model.infer(request(vec![i64s("ids", &[id])])).await;
             match n % 2 {
                 0 => assert_eq!(answer.unwrap().outputs, [f32s("y", &[1], &[1.5])]),

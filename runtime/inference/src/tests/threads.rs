@@ -102,6 +102,10 @@ impl Program for Noted {
         self.inner.footprint()
     }
 
+    fn is_steady(&self) -> bool {
+        self.inner.is_steady()
+    }
+
     fn missing_plan(self: Arc<Self>, inputs: &[Tensor]) -> Option<Work> {
         self.inner.clone().missing_plan(inputs)
     }

@@ -13,8 +13,8 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use sandpiper_domain::{
-    DataType, InferenceError, InferenceRequest, Model, ModelScope, ModelSource, NamedTensor,
-    RANK_MAX, Share, Tensor, TensorError, Usage,
+    BriefRuns, DataType, Deferred, InferenceError, InferenceRequest, Model, ModelScope,
+    ModelSource, NamedTensor, RANK_MAX, Share, Tensor, TensorError, Usage,
 };
 use wasmtime::{
     Result,
@@ -103,6 +103,7 @@ pub(crate) struct NnView<'a> {
     pub(crate) usage: &'a mut Usage,
     pub(crate) scope: &'a Arc<ModelScope>,
     pub(crate) share: Share,
+    pub(crate) brief: &'a Arc<Deferred>,
     pub(crate) models: &'a Arc<dyn ModelSource>,
     pub(crate) deadline: Instant,
 }
@@ -288,6 +289,8 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
             deadline: Some(self.deadline),
             inputs,
             batch_with_others: true,
+            // This runs on the guest's fiber, whose stack is small.
+            brief: BriefRuns::Later(self.brief.clone()),
         };
         match model.infer(request).await {
             Ok(output) => {

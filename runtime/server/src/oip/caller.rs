@@ -62,6 +62,12 @@ impl Caller {
         Ok(app.admission(&self.tenant).enter_inference().await?)
     }
 
+    /// Lets in what reads much, or loads a model, without an inference: it counts as one. The permit must live until
+    /// the answer is sent. What scope it needs is for what it does to say.
+    pub(crate) async fn enter_reading(&self, app: &App) -> Result<Permit, OipError> {
+        Ok(app.admission(&self.tenant).enter_inference().await?)
+    }
+
     /// The longest request body, in bytes.
     pub(crate) fn body_bytes_max(&self) -> usize {
         (self.tenant.sandbox.request_body_mib as usize) << 20

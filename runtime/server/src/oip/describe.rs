@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use sandpiper_domain::{DataType, ModelKey, ModelOptions, Scope, TensorSpec};
-use sandpiper_inference::{Batching, ModelStats};
+use sandpiper_inference::{Batching, Measurement, ModelStats};
+use serde::Deserialize;
 
 use super::{
     Caller, OipError,
     service::{self, NamedModel, PLATFORM},
 };
-use crate::app::App;
+use crate::{app::App, models::ResolvedModel};
 
 /// Triton's `ModelConfig`, as far as this server has something to say.
 pub(crate) struct ModelConfig {
@@ -49,7 +50,7 @@ pub(crate) struct VersionStatistics {
     pub(crate) stats: Arc<ModelStats>,
 }
 
-/// The configuration of a version. It loads the model where it is not in memory: how it batches is measured there.
+/// The configuration of a version. The caller has been let in: see [`Caller::enter_reading`].
 pub(crate) async fn model_config(
     app: &App,
     caller: &Caller,
@@ -57,11 +58,18 @@ pub(crate) async fn model_config(
     version: Option<&str>,
 ) -> Result<ModelConfig, OipError> {
     caller.must_have(&[Scope::Invoke, Scope::Models])?;
-    let (name, open) = service::open(app, caller, name, version).await?;
-    let options = ModelOptions::from_texts(&open.version.options).unwrap_or_default();
-    let signature = &open.version.signature;
-    let batching = &open.model.profile().batching;
-    let rows = batch_rows_max(batching, &signature.inputs, &signature.outputs);
+    let NamedModel { name, model: found } = service::resolve(app, caller, name, version)?;
+    app.models.check_in_service(&found.key)?;
+    let version = found.version.clone();
+    let options = ModelOptions::from_texts(&version.options).unwrap_or_default();
+    let signature = &version.signature;
+    let may_batch = options.batching
+        && signature.inputs.iter().chain(&signature.outputs).all(first_size_is_free);
+    let batching = match may_batch {
+        true => batching(app, found).await?,
+        false => Batching::default(),
+    };
+    let rows = batching.sizes.iter().copied().max().filter(|rows| *rows > 1).unwrap_or(0);
     let tensors = |specs: &[TensorSpec]| {
         let skipped = usize::from(rows > 0);
         let tensor = |spec: &TensorSpec| ConfigTensor {
@@ -87,14 +95,21 @@ pub(crate) async fn model_config(
     })
 }
 
-/// The largest batch, where the first dimension of every tensor is free and batching pays; else 0.
-fn batch_rows_max(batching: &Batching, inputs: &[TensorSpec], outputs: &[TensorSpec]) -> u32 {
-    let is_free = |spec: &TensorSpec| spec.shape.first().is_some_and(|size| *size < 0);
-    let largest = batching.sizes.iter().copied().max().unwrap_or(1);
-    match largest > 1 && inputs.iter().chain(outputs).all(is_free) {
-        true => largest,
-        false => 0,
+fn first_size_is_free(tensor: &TensorSpec) -> bool {
+    tensor.shape.first().is_some_and(|size| *size < 0)
+}
+
+/// How calls of a version are batched, as it was measured when it was uploaded. Only where that was on another machine,
+/// or by an earlier release, is the model loaded.
+async fn batching(app: &App, found: ResolvedModel) -> Result<Batching, OipError> {
+    if let Some(model) = app.inference.peek(&found.key) {
+        return Ok(model.profile().batching.clone());
     }
+    let measurement = Measurement::deserialize(&found.version.measurement).ok();
+    if let Some(batching) = measurement.as_ref().and_then(Measurement::here) {
+        return Ok(batching.clone());
+    }
+    Ok(app.models.open_resolved(found).await?.profile().batching.clone())
 }
 
 fn config_type(datatype: DataType) -> &'static str {
@@ -116,7 +131,8 @@ fn config_type(datatype: DataType) -> &'static str {
 }
 
 /// What calls have come to since the node started: of one version where one is named, of all versions of a model, or of
-/// all models of the tenant.
+/// all models of the tenant. They are the owner's alone: they count the calls of every tenant that has a grant. It may
+/// be long, and is not for a thread that others wait for; see [`Caller::enter_reading`].
 pub(crate) fn statistics(
     app: &App,
     caller: &Caller,
@@ -124,14 +140,15 @@ pub(crate) fn statistics(
     version: Option<&str>,
 ) -> Result<Vec<VersionStatistics>, OipError> {
     caller.must_have(&[Scope::Invoke, Scope::Models])?;
+    let none = Arc::new(ModelStats::default());
     let of_version = |name: &str, key: &ModelKey| VersionStatistics {
         name: name.to_owned(),
         version: key.version,
-        stats: app.inference.stats(key),
+        stats: app.inference.peek_stats(key).unwrap_or_else(|| none.clone()),
     };
-    let snapshot = app.catalog.snapshot();
+    let snapshot = app.catalog.snapshot().clone();
+    let tenant = &caller.tenant.name;
     let Some(name) = name else {
-        let tenant = &caller.tenant.name;
         let models = snapshot.tenant(tenant).into_iter().flat_map(|tenant| tenant.models.values());
         let versions = models.flat_map(|model| {
             model.versions.iter().map(|(version, _)| {
@@ -145,7 +162,11 @@ pub(crate) fn statistics(
     };
     let is_pinned = service::reference(name, version)?.selector.is_some();
     let NamedModel { name: plain, model: found } = service::resolve(app, caller, name, version)?;
-    match snapshot.model(&found.key.tenant, &found.key.model) {
+    if found.key.tenant != *tenant {
+        let text = "only its owner may see the statistics of this model";
+        return Err(OipError::PermissionDenied(text.to_owned()));
+    }
+    match snapshot.model(tenant, &found.key.model) {
         Some(model) if !is_pinned => {
             let key = |version| ModelKey { version, ..found.key.clone() };
             let versions = model.versions.iter();

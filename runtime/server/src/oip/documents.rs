@@ -111,7 +111,7 @@ pub(super) fn index(entries: &[IndexEntry]) -> Value {
         let mut json = json!({
             "name": entry.name,
             "version": entry.version.to_string(),
-            "state": entry.state(),
+            "state": entry.state.name(),
         });
         if !entry.reason.is_empty() {
             json["reason"] = entry.reason.as_str().into();

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use sandpiper_domain::{DataType, NamedTensor, RANK_MAX, Tensor};
 
 use super::{
-    OipError,
+    OipError, narrow,
     tensor::{InputSpec, WireType},
 };
 
@@ -29,19 +29,19 @@ pub(super) fn read_tensor(spec: &InputSpec<'_>, data: &str) -> Result<NamedTenso
         };
     }
     macro_rules! floats {
-        ($type:ty, $narrow:expr) => {
+        ($read:expr) => {
             elements.read(data, |token, out| {
-                let number = $narrow(float::<$type>(token)?);
+                let number = $read(is_number(token)?)?;
                 number.is_finite().then_some(())?;
                 push(out, number.to_le_bytes())
             })
         };
     }
     match datatype {
-        DataType::F32 => floats!(f32, |number: f32| number),
-        DataType::F64 => floats!(f64, |number: f64| number),
-        DataType::F16 => floats!(f64, f16::from_f64),
-        DataType::BF16 => floats!(f64, bf16::from_f64),
+        DataType::F32 => floats!(|token: &str| token.parse::<f32>().ok()),
+        DataType::F64 => floats!(|token: &str| token.parse::<f64>().ok()),
+        DataType::F16 => floats!(narrow::to_f16),
+        DataType::BF16 => floats!(narrow::to_bf16),
         DataType::I8 => integers!(i8),
         DataType::I16 => integers!(i16),
         DataType::I32 => integers!(i32),
@@ -60,8 +60,8 @@ pub(super) fn read_tensor(spec: &InputSpec<'_>, data: &str) -> Result<NamedTenso
 }
 
 /// JSON's numbers are a part of what Rust reads as one; its words for NaN and infinity are not.
-fn float<T: std::str::FromStr>(token: &str) -> Option<T> {
-    token.starts_with(|c: char| c == '-' || c.is_ascii_digit()).then(|| token.parse().ok())?
+fn is_number(token: &str) -> Option<&str> {
+    token.starts_with(|c: char| c == '-' || c.is_ascii_digit()).then_some(token)
 }
 
 fn push<const N: usize>(out: &mut Vec<u8>, bytes: [u8; N]) -> Option<()> {

@@ -11,6 +11,7 @@ mod documents;
 mod error;
 pub(crate) mod grpc;
 mod json;
+mod narrow;
 pub(crate) mod repository;
 mod request;
 mod response;

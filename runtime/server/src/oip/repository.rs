@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sandpiper_control::{ModelEntry, Target};
-use sandpiper_domain::{AliasName, ModelKey, ModelRef, Scope, Selector};
+use sandpiper_domain::{AliasName, InferenceError, ModelKey, ModelRef, Scope, Selector};
 
 use super::{Caller, OipError, service::reference};
 use crate::{app::App, models::ResolvedModel};
@@ -18,15 +18,30 @@ const LOAD_WAIT_MAX: Duration = Duration::from_secs(120);
 pub(crate) struct IndexEntry {
     pub(crate) name: String,
     pub(crate) version: u32,
-    pub(crate) is_ready: bool,
-    /// Why it is not; empty where it is.
+    pub(crate) state: State,
+    /// Why it is not ready; empty where it is.
     pub(crate) reason: String,
 }
 
-impl IndexEntry {
-    /// Triton's word for the state.
-    pub(crate) fn state(&self) -> &'static str {
-        if self.is_ready { "READY" } else { "UNAVAILABLE" }
+/// Whether calls of a version are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// They are, though the first may have to wait until it is in memory.
+    Ready,
+    /// They wait.
+    Loading,
+    /// They are refused, or fail.
+    Unavailable,
+}
+
+impl State {
+    /// Triton's word for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            State::Ready => "READY",
+            State::Loading => "LOADING",
+            State::Unavailable => "UNAVAILABLE",
+        }
     }
 }
 
@@ -41,32 +56,44 @@ pub(crate) struct LoadParameters {
     pub(crate) unknown: Option<String>,
 }
 
-/// Every version of every model that the tenant owns, by name and number.
+/// Every version of every model that the tenant owns, by name and number. It may be long, and is not for a thread that
+/// others wait for; see [`Caller::enter_reading`].
 pub(crate) fn repository_index(
     app: &App,
     caller: &Caller,
     ready_only: bool,
 ) -> Result<Vec<IndexEntry>, OipError> {
     caller.must_have(&[Scope::Models])?;
-    let snapshot = app.catalog.snapshot();
+    let snapshot = app.catalog.snapshot().clone();
     let tenant = snapshot.tenant(&caller.tenant.name);
     let mut entries = Vec::new();
     for model in tenant.into_iter().flat_map(|tenant| tenant.models.values()) {
         for (version, _) in model.versions.iter() {
             let (tenant, name) = (caller.tenant.name.clone(), model.name.clone());
             let key = ModelKey { tenant, model: name, version };
-            let refused = app.models.check_ready(&key).err();
-            entries.push(IndexEntry {
-                name: model.name.to_string(),
-                version,
-                is_ready: refused.is_none(),
-                reason: refused.map_or_else(String::new, |error| error.to_string()),
-            });
+            let (state, reason) = state(app, &key);
+            if state == State::Ready || !ready_only {
+                entries.push(IndexEntry { name: model.name.to_string(), version, state, reason });
+            }
         }
     }
-    entries.retain(|entry| entry.is_ready || !ready_only);
     entries.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
     Ok(entries)
+}
+
+fn state(app: &App, key: &ModelKey) -> (State, String) {
+    if app.models.is_withdrawn(&key.tenant, &key.model) {
+        let refused = app.models.check_ready(key).err();
+        return (State::Unavailable, refused.map_or_else(String::new, |error| error.to_string()));
+    }
+    if app.inference.is_loading(key) {
+        return (State::Loading, "the model is being loaded".to_owned());
+    }
+    match (app.models.load_failure(key), app.models.check_ready(key)) {
+        (Some(failure), _) => (State::Unavailable, failure),
+        (None, Err(refused)) => (State::Unavailable, refused.to_string()),
+        (None, Ok(())) => (State::Ready, String::new()),
+    }
 }
 
 /// Brings a model into service, and answers when its versions are in memory: the one that is named, or those that
@@ -91,9 +118,16 @@ pub(crate) async fn load(
         let key = ModelKey { tenant, model, version: number };
         let found = ResolvedModel { key, version, asker: caller.tenant.name.clone() };
         let loaded = tokio::time::timeout(LOAD_WAIT_MAX, app.models.load_afresh(&found)).await;
-        loaded.map_err(|_| {
+        let loaded = loaded.map_err(|_| {
             OipError::unavailable("the model is still being loaded; ask again whether it is ready")
-        })??;
+        })?;
+        // It is the owner who asks, and may know more than callers do.
+        loaded.map_err(|error| match app.models.load_failure(&found.key) {
+            Some(failure) if matches!(error, InferenceError::Unavailable(_)) => {
+                OipError::unavailable(failure)
+            }
+            _ => error.into(),
+        })?;
     }
     app.models.restore(&caller.tenant.name, &model.name);
     Ok(())

@@ -54,9 +54,9 @@ struct Parameters {
     binary_data_output: Option<bool>,
     timeout: Option<u64>,
     priority: Option<u64>,
-    sequence_id: Option<IgnoredAny>,
-    sequence_start: Option<IgnoredAny>,
-    sequence_end: Option<IgnoredAny>,
+    sequence_id: SequenceMark,
+    sequence_start: SequenceMark,
+    sequence_end: SequenceMark,
 }
 
 #[derive(Deserialize)]
@@ -93,6 +93,48 @@ struct OutputParameters {
     binary_data: Option<bool>,
     classification: Option<IgnoredAny>,
     shared_memory_region: Option<IgnoredAny>,
+}
+
+/// Whether something is said of a sequence. What says that there is none is said by many clients, and is nothing.
+#[derive(Default)]
+struct SequenceMark(bool);
+
+impl<'de> Deserialize<'de> for SequenceMark {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Mark;
+        impl Visitor<'_> for Mark {
+            type Value = bool;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, a name or a flag")
+            }
+
+            fn visit_bool<E>(self, flag: bool) -> Result<bool, E> {
+                Ok(flag)
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<bool, E> {
+                Ok(number != 0)
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<bool, E> {
+                Ok(number != 0)
+            }
+
+            fn visit_f64<E>(self, number: f64) -> Result<bool, E> {
+                Ok(number != 0.0)
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<bool, E> {
+                Ok(!name.is_empty())
+            }
+
+            fn visit_unit<E>(self) -> Result<bool, E> {
+                Ok(false)
+            }
+        }
+        deserializer.deserialize_any(Mark).map(SequenceMark)
+    }
 }
 
 /// A shape, of which no more is read than a tensor may have.
@@ -139,7 +181,8 @@ pub(super) fn read(body: &Bytes, json_length: Option<usize>) -> Result<InferRequ
     })?;
     let head: Head<'_> = serde_json::from_slice(text).map_err(|error| unreadable(&error))?;
     let parameters = head.parameters.unwrap_or_default();
-    if parameters.sequence_id.or(parameters.sequence_start).or(parameters.sequence_end).is_some() {
+    let Parameters { sequence_id, sequence_start, sequence_end, .. } = &parameters;
+    if [sequence_id, sequence_start, sequence_end].iter().any(|mark| mark.0) {
         return Err(OipError::unsupported(
             "sequences are not supported: every request stands alone",
         ));

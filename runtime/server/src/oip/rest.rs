@@ -173,6 +173,10 @@ impl Exchange<'_> {
             Route::Model { name, version, verb: Verb::Infer } => {
                 self.infer(&caller, &name, version, &parts, body).await
             }
+            Route::AllStatistics => self.statistics(&caller, None, None).await,
+            Route::Model { name, version, verb: Verb::Statistics } => {
+                self.statistics(&caller, Some(&name), version).await
+            }
             Route::Index => self.index(&caller, body).await,
             Route::Load(name) => self.load(&caller, &name, body).await,
             Route::Unload(name) => self.unload(&caller, &name, body).await,
@@ -206,9 +210,6 @@ impl Exchange<'_> {
         let app = self.app;
         Ok(match route {
             Route::Models => documents::models(&service::model_names(app, caller)?),
-            Route::AllStatistics => {
-                documents::statistics(&describe::statistics(app, caller, None, None)?)
-            }
             Route::Model { name, version, verb } => match verb {
                 Verb::Metadata => {
                     documents::metadata(&service::model_metadata(app, caller, &name, version)?)
@@ -218,15 +219,43 @@ impl Exchange<'_> {
                     json!({ "name": name, "ready": true })
                 }
                 Verb::Config => {
+                    let _place = caller.enter_reading(app).await?;
                     documents::config(&describe::model_config(app, caller, &name, version).await?)
                 }
-                Verb::Statistics => {
-                    documents::statistics(&describe::statistics(app, caller, Some(&name), version)?)
-                }
-                Verb::Infer => return Err(Failure::not_found()),
+                Verb::Statistics | Verb::Infer => return Err(Failure::not_found()),
             },
             _ => return Err(Failure::not_found()),
         })
+    }
+
+    /// What calls have come to.
+    async fn statistics(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+        version: Option<&str>,
+    ) -> Reply {
+        let (name, version) = (name.map(str::to_owned), version.map(str::to_owned));
+        let read = move |app: &App, caller: &Caller| {
+            describe::statistics(app, caller, name.as_deref(), version.as_deref())
+        };
+        self.long(caller, move |app, caller| Ok(documents::statistics(&read(app, caller)?))).await
+    }
+
+    /// A document that may be long: one for each version that the tenant keeps. It is made on a thread that may take
+    /// its time, within the limits of the tenant.
+    async fn long(
+        &self,
+        caller: &Caller,
+        make: impl FnOnce(&App, &Caller) -> Result<Value, OipError> + Send + 'static,
+    ) -> Reply {
+        let place = caller.enter_reading(self.app).await?;
+        let (app, caller) = (self.app.clone(), caller.clone());
+        let text = apart_if(true, move || Ok(make(&app, &caller)?.to_string())).await?;
+        let kind = HeaderValue::from_static("application/json");
+        let mut response = Response::new(EdgeBody::Held { bytes: text.into(), _place: place });
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        Ok(response)
     }
 
     async fn index(&mut self, caller: &Caller, body: Incoming) -> Reply {
@@ -237,19 +266,22 @@ impl Exchange<'_> {
         }
         caller.must_have(&[Scope::Models])?;
         let index: Index = self.control_body(body).await?;
-        let entries = repository::repository_index(self.app, caller, index.ready)?;
-        Ok(document(&documents::index(&entries)))
+        self.long(caller, move |app, caller| {
+            Ok(documents::index(&repository::repository_index(app, caller, index.ready)?))
+        })
+        .await
     }
 
     async fn load(&mut self, caller: &Caller, name: &str, body: Incoming) -> Reply {
         caller.must_have(&[Scope::Models])?;
         let body: documents::Load = match self.control_body(body).await {
             // Nothing but files makes a load so long.
-            Err(OipError::TooLarge(_)) => {
+            Err(failure) if failure.status == StatusCode::PAYLOAD_TOO_LARGE => {
                 documents::Load::from(LoadParameters { has_files: true, ..Default::default() })
             }
             body => body?,
         };
+        let _place = caller.enter_reading(self.app).await?;
         repository::load(self.app, caller, name, &body.into()).await?;
         Ok(document(&json!({})))
     }
@@ -262,14 +294,14 @@ impl Exchange<'_> {
     }
 
     /// A short JSON body, where none is an empty object.
-    async fn control_body<T>(&mut self, body: Incoming) -> Result<T, OipError>
+    async fn control_body<T>(&mut self, body: Incoming) -> Result<T, Failure>
     where
         T: for<'de> Deserialize<'de>,
     {
         let bytes = body::read(body, CONTROL_BYTES_MAX).await?;
         self.body_was_read = true;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(text).map_err(|error| request::unreadable(&error))
+        Ok(serde_json::from_slice(text).map_err(|error| request::unreadable(&error))?)
     }
 
     async fn infer(

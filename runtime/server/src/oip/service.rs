@@ -6,14 +6,11 @@ use std::{
 };
 
 use sandpiper_domain::{
-    Band, InferenceRequest, Model, ModelRef, NamedTensor, Scope, Selector, TensorSpec,
+    Band, BriefRuns, InferenceRequest, Model, ModelRef, NamedTensor, Scope, Selector, TensorSpec,
 };
 
 use super::{Caller, OipError, error::shown};
-use crate::{
-    app::App,
-    models::{OpenModel, ResolvedModel},
-};
+use crate::{app::App, models::ResolvedModel};
 
 /// What is known of this server. Open to everybody.
 pub(crate) struct ServerInfo {
@@ -44,7 +41,8 @@ pub(crate) const PLATFORM: &str = "tract_onnx";
 pub(crate) struct ModelMetadata {
     /// `name`, or `owner/name` where it was asked for so.
     pub(crate) name: String,
-    /// The versions that can be asked for, oldest first; the one alone where a version was named.
+    /// The versions that can be asked for, oldest first; the one that is meant alone where a version was named, and for
+    /// who is not the owner.
     pub(crate) versions: Vec<u32>,
     pub(crate) platform: &'static str,
     pub(crate) inputs: Vec<TensorSpec>,
@@ -142,7 +140,9 @@ pub(crate) fn model_metadata(
     let NamedModel { name: plain, model: found } = resolve(app, caller, name, version)?;
     let snapshot = app.catalog.snapshot();
     let versions = match (version, snapshot.model(&found.key.tenant, &found.key.model)) {
-        (None, Some(model)) => model.versions.iter().map(|(number, _)| number).collect(),
+        (None, Some(model)) if found.key.tenant == caller.tenant.name => {
+            model.versions.iter().map(|(number, _)| number).collect()
+        }
         _ => vec![found.key.version],
     };
     let signature = &found.version.signature;
@@ -165,17 +165,6 @@ pub(crate) fn model_ready(
     caller.must_have(&[Scope::Invoke, Scope::Models])?;
     let found = resolve(app, caller, name, version)?.model;
     Ok(app.models.check_ready(&found.key)?)
-}
-
-/// Opens a model for a description of what is inside, loading it where it is not in memory.
-pub(super) async fn open(
-    app: &App,
-    caller: &Caller,
-    name: &str,
-    version: Option<&str>,
-) -> Result<(String, OpenModel), OipError> {
-    let found = resolve(app, caller, name, version)?;
-    Ok((found.name, app.models.open_resolved(found.model).await?))
 }
 
 /// Runs one inference. The caller has been let in: see [`Caller::enter`]. Dropping the future cancels the call.
@@ -237,8 +226,9 @@ async fn run(
         deadline: Some(deadline),
         inputs,
         batch_with_others,
+        brief: BriefRuns::Here,
     };
-    let output = model.model.infer(request).await?;
+    let output = model.infer(request).await?;
     if let Some(access) = access {
         (access.queued, access.computed) = (output.queued, output.computed);
     }

@@ -81,6 +81,7 @@ fn floats_are_rounded_once() {
     assert_eq!(f32_of("-0.0"), (-0.0f32).to_le_bytes());
     assert_eq!(f32_of("1e-50"), 0f32.to_le_bytes());
     assert_eq!(read("FP16", &[2], "[1.5, -65504]").unwrap(), [0x00, 0x3e, 0xff, 0xfb]);
+    assert_eq!(read("FP16", &[1], "[1.000488281251]").unwrap(), [0x01, 0x3c]);
     assert_eq!(read("BF16", &[1], "[1]").unwrap(), [0x80, 0x3f]);
     assert_eq!(read("BOOL", &[4], "[true,false,1,0]").unwrap(), [1, 0, 1, 0]);
 }
@@ -187,7 +188,15 @@ fn what_the_protocol_has_and_this_server_has_not_is_refused_by_name() {
     };
     let data = r#""data":[1]"#;
     assert!(with("{\"mine\":{\"x\":[1]}}", data, "{\"theirs\":1}").is_ok());
-    assert!(with("{\"sequence_id\":1}", data, "{}").unwrap_err().contains("sequences"));
+    for said in ["\"sequence_id\":1", "\"sequence_id\":\"a\"", "\"sequence_start\":true"] {
+        let refused = with(&format!("{{{said}}}"), data, "{}").unwrap_err();
+        assert!(refused.contains("sequences"), "{said}: {refused}");
+    }
+    // What says that there is no sequence is passed over, as over gRPC.
+    let neutral = r#"{"sequence_id":0,"sequence_start":false,"sequence_end":null}"#;
+    assert!(with(neutral, data, "{}").is_ok());
+    assert!(with("{\"sequence_id\":\"\",\"sequence_end\":0}", data, "{}").is_ok());
+    assert!(with("{\"sequence_id\":[0]}", data, "{}").is_err());
     assert!(with("{}", data, "{\"classification\":2}").unwrap_err().contains("classification"));
     let shared = r#""parameters":{"shared_memory_region":"r"}"#;
     assert!(with("{}", shared, "{}").unwrap_err().contains("shared memory"));

@@ -227,7 +227,8 @@ impl Load {
     }
 
     /// Waits for the answers to what is in flight; gives how many requests were sent in all.
-    pub(super) fn finish(mut self) -> u64 {
+    /// How they ended is there to be taken.
+    pub(super) fn finish(&mut self) -> u64 {
         self.stop();
         self.shared.sent.load(Ordering::Relaxed)
     }

@@ -4,6 +4,7 @@ use std::{
 };
 
 use super::*;
+use crate::commands::bench::measure::{Measured, Plan, measure};
 
 /// A server that answers each connection with `answer`, request by request, and counts the requests.
 fn serve(answer: fn(u64) -> &'static str) -> (u16, Arc<AtomicU64>) {
@@ -37,7 +38,7 @@ fn converse(mut stream: TcpStream, answer: fn(u64) -> &'static str, count: &Atom
 fn run(port: u16, concurrency: u32, rate: Option<u32>, timeout: Duration) -> (Tally, u64, u64) {
     let request = Request::builder().uri("/").header("host", "x").body(Full::default()).unwrap();
     let call = Arc::new(Call { host: "127.0.0.1".into(), port, request });
-    let load = Load::start(call, Level { concurrency, rate }, 2, timeout).unwrap();
+    let mut load = Load::start(call, Level { concurrency, rate }, 2, timeout).unwrap();
     thread::sleep(Duration::from_millis(400));
     let overdue = load.overdue();
     let shared = Arc::clone(&load.shared);
@@ -129,4 +130,30 @@ fn foreign_codes_do_not_grow_the_list_without_end() {
     }
     assert!(tally.failures.len() <= FAILURES_MAX + 1);
     assert_eq!(tally.failures.values().sum::<u64>(), 1_000);
+}
+
+/// Measures a level whose answers take longer than all of its windows.
+fn measure_slow(answer: fn(u64) -> &'static str) -> Measured {
+    let (port, _) = serve(answer);
+    let request = Request::builder().uri("/").header("host", "x").body(Full::default()).unwrap();
+    let call = Arc::new(Call { host: "127.0.0.1".into(), port, request });
+    let load = Load::start(call, Level { concurrency: 3, rate: None }, 1, LONG).unwrap();
+    let seconds = Some(Duration::from_millis(90));
+    let plan = Plan { warm_up: Duration::from_millis(10), seconds };
+    measure(load, &plan, 1, |_| ()).unwrap()
+}
+
+#[test]
+fn what_is_in_flight_at_the_end_is_counted() {
+    let failing = measure_slow(|_| {
+        thread::sleep(Duration::from_secs(2));
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
+    });
+    assert_eq!((failing.succeeded(), failing.late, failing.sent), (0, 0, 3));
+    assert_eq!(failing.failures, BTreeMap::from([(Failure::Status(503, None), 3)]));
+    let late = measure_slow(|_| {
+        thread::sleep(Duration::from_secs(2));
+        OK
+    });
+    assert_eq!((late.succeeded(), late.late, late.failed(), late.sent), (0, 3, 0, 3));
 }

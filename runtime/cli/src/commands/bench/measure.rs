@@ -34,6 +34,8 @@ pub(super) struct Measured {
     /// Latencies of successes, in nanoseconds.
     pub(super) latencies: Histogram<u64>,
     pub(super) failures: BTreeMap<Failure, u64>,
+    /// Successes that came when the time was over: they count nowhere else.
+    pub(super) late: u64,
     /// Whether the last three windows agreed.
     pub(super) stable: bool,
     /// CPU time of this process over the time that its threads had.
@@ -71,7 +73,7 @@ impl Window {
 
 /// Measures a level and ends it.
 pub(super) fn measure(
-    load: Load,
+    mut load: Load,
     plan: &Plan,
     threads: usize,
     progress: impl Fn(&str),
@@ -103,12 +105,16 @@ pub(super) fn measure(
         windows.push(window);
     }
     let sent = load.finish();
+    // What was in flight at the end belongs to no window, and its successes would lift the rate of the last one. That
+    // it failed is told all the same, or a server that stalls would look like one that is only asked less.
+    let late = load.take()?;
     let stable = stable(&windows);
     // Without a fixed time the first windows only showed that the later ones had settled.
     let reported = if plan.seconds.is_some() { windows.len() } else { WINDOWS };
     let reported = &windows[windows.len().saturating_sub(reported)..];
     let mut whole = Tally::new()?;
     reported.iter().for_each(|window| whole.merge(&window.tally));
+    late.failures.iter().for_each(|(failure, count)| whole.fail(failure.clone(), *count));
     whole.failures.retain(|_, count| *count > 0);
     let time: Duration = reported.iter().map(|window| window.time).sum();
     let cpu: Duration = reported.iter().map(|window| window.cpu).sum();
@@ -116,6 +122,7 @@ pub(super) fn measure(
         time,
         latencies: whole.latencies,
         failures: whole.failures,
+        late: late.latencies.len(),
         stable,
         client_cpu: cpu.as_secs_f64() / time.as_secs_f64() / threads as f64,
         sent,

@@ -36,21 +36,21 @@ pub(super) fn run(context: &Context, arguments: &Bench) -> Result<ExitCode> {
     let levels = levels(arguments)?;
     let client = context.client()?;
     let target = Target::find(&client, arguments)?;
-    target.try_once(&client, arguments.timeout)?;
+    let version = target.try_once(&client, arguments.timeout)?;
+    let statistics = || statistics::Statistics::read(&client, &target, version.as_deref());
     let mut rows = Vec::new();
     // The request that was tried counts too: what is reported is what the server saw.
     let mut sent = 1;
     for level in levels {
         let task = context.ui.spinner(&format!("{} {}, {level}", target.kind, target.name));
-        let before = statistics::Statistics::read(&client, &target);
+        let before = statistics();
         let plan = Plan { warm_up: arguments.warm_up, seconds: arguments.seconds };
         let threads = usize::from(arguments.threads);
         let load = load::Load::start(Arc::clone(&target.call), level, threads, arguments.timeout)?;
         let measured = measure::measure(load, &plan, threads, |detail| task.detail(detail))?;
         drop(task);
         sent += measured.sent;
-        let server = statistics::Statistics::read(&client, &target);
-        let server = server.zip(before).and_then(|(after, before)| after.since(&before));
+        let server = statistics().zip(before).and_then(|(after, before)| after.since(&before));
         context.ui.note(&report::line(level, &measured));
         rows.push((level, measured, server));
     }
@@ -78,7 +78,8 @@ fn levels(arguments: &Bench) -> Result<Vec<Level>> {
 
 type Row = (Level, Measured, Option<Value>);
 
-/// A run with failures does not end well, unless that was asked for.
+/// A run with failures does not end well, unless that was asked for; one with a level at which nothing succeeded never
+/// does, for it has measured nothing.
 fn conclude(
     context: &Context,
     arguments: &Bench,
@@ -86,7 +87,8 @@ fn conclude(
     rows: &[Row],
 ) -> Result<ExitCode> {
     let failed: u64 = rows.iter().map(|(_, measured, _)| measured.failed()).sum();
-    if failed == 0 || arguments.allow_errors {
+    let nothing = rows.iter().find(|(_, measured, _)| measured.succeeded() == 0);
+    if nothing.is_none() && (failed == 0 || arguments.allow_errors) {
         return Ok(ExitCode::SUCCESS);
     }
     let failures = rows.iter().flat_map(|(_, measured, _)| &measured.failures);
@@ -103,6 +105,9 @@ fn conclude(
         }
         _ => error::Kind::Unreachable,
     };
-    context.ui.note(&format!("{failed} requests failed; --allow-errors ends well all the same"));
+    context.ui.note(&match nothing {
+        Some((level, _, _)) => format!("{level}: no request succeeded within the measured time"),
+        None => format!("{failed} requests failed; --allow-errors ends well all the same"),
+    });
     Ok(ExitCode::from(kind as u8))
 }

@@ -57,6 +57,7 @@ fn level_json((level, measured, server): &Row) -> Value {
         "stable": measured.stable,
         "client_cpu": measured.client_cpu,
         "requests_sent": measured.sent,
+        "requests_late": measured.late,
     });
     if let Some(rate) = level.rate {
         row["rate"] = rate.into();

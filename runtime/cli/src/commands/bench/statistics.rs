@@ -17,17 +17,18 @@ pub(super) struct Statistics {
 }
 
 impl Statistics {
-    /// Reads them; none for a function, or where the server keeps none.
-    pub(super) fn read(client: &Client, target: &Target) -> Option<Self> {
+    /// Reads those of one version; none for a function, or where the server shows none.
+    pub(super) fn read(client: &Client, target: &Target, version: Option<&str>) -> Option<Self> {
         if target.kind == Kind::Function {
             return None;
         }
         let answer = client.get(&format!("{}/stats", model_path(&target.name))).ok()?;
-        Self::of(&answer)
+        Self::of(&answer, version?)
     }
 
-    fn of(answer: &Value) -> Option<Self> {
-        let model = answer.get("model_stats")?.get(0)?;
+    fn of(answer: &Value, version: &str) -> Option<Self> {
+        let mut models = answer.get("model_stats")?.as_array()?.iter();
+        let model = models.find(|model| model.get("version") == Some(&version.into()))?;
         let number = |pointer: &str| model.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
         let span = |name: &str| {
             let field = |field: &str| number(&format!("/inference_stats/{name}/{field}"));
@@ -72,8 +73,9 @@ mod tests {
 
     fn answer(requests: u64, executions: u64, ns: u64) -> Value {
         let span = json!({"count": requests, "ns": ns});
-        json!({"model_stats": [{
-            "name": "iris", "version": "1",
+        let older = json!({"name": "iris", "version": "1", "inference_count": 7});
+        json!({"model_stats": [older, {
+            "name": "iris", "version": "2",
             "inference_count": requests, "execution_count": executions,
             "inference_stats": {"success": span, "queue": span, "compute_infer": span,
                 "cache_hit": {"count": 0, "ns": 0}},
@@ -82,8 +84,8 @@ mod tests {
 
     #[test]
     fn the_difference_is_reported() {
-        let before = Statistics::of(&answer(10, 10, 1_000_000)).unwrap();
-        let after = Statistics::of(&answer(50, 20, 3_000_000)).unwrap();
+        let before = Statistics::of(&answer(10, 10, 1_000_000), "2").unwrap();
+        let after = Statistics::of(&answer(50, 20, 3_000_000), "2").unwrap();
         let expected = json!({"requests": 40, "queue_us_mean": 50.0, "compute_us_mean": 50.0,
             "batch_size_mean": 4.0, "cache_hits": 0});
         assert_eq!(after.since(&before), Some(expected));
@@ -92,7 +94,8 @@ mod tests {
 
     #[test]
     fn another_answer_is_no_statistics() {
-        assert_eq!(Statistics::of(&json!({"error": "none"})), None);
-        assert_eq!(Statistics::of(&json!({"model_stats": []})), None);
+        assert_eq!(Statistics::of(&json!({"error": "none"}), "1"), None);
+        assert_eq!(Statistics::of(&json!({"model_stats": []}), "1"), None);
+        assert_eq!(Statistics::of(&answer(1, 1, 1), "3"), None);
     }
 }

@@ -5,6 +5,7 @@ use std::{fmt, fs, path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Uri, header::HOST};
+use serde_json::{Deserializer, Value};
 
 use super::{load::Call, tensors};
 use crate::{
@@ -59,10 +60,17 @@ impl Target {
         Ok(Target { kind, name: name.clone(), call, request })
     }
 
-    /// Sends the request once: what cannot succeed is not worth a run.
-    pub(super) fn try_once(&self, client: &Client, timeout: Duration) -> Result<()> {
-        client.try_once(&self.request, timeout).map(|_| ())
+    /// Sends the request once: what cannot succeed is not worth a run. Gives the version of the model that answered.
+    pub(super) fn try_once(&self, client: &Client, timeout: Duration) -> Result<Option<String>> {
+        let answer = client.try_once(&self.request, timeout)?;
+        Ok(if self.kind == Kind::Model { version_in(&answer) } else { None })
     }
+}
+
+/// The version that an inference's answer names. Raw tensors may follow the JSON.
+fn version_in(answer: &[u8]) -> Option<String> {
+    let head = Deserializer::from_slice(answer).into_iter::<Value>().next()?.ok()?;
+    Some(head.get("model_version")?.as_str()?.to_owned())
 }
 
 /// Which of the two a bare name means.
@@ -189,4 +197,18 @@ fn call(request: &Request<Vec<u8>>) -> Result<Call> {
 
 fn unusable(error: impl ToString) -> CliError {
     CliError::usage("the request cannot be built").why(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_read_with_and_without_raw_tensors() {
+        let json = br#"{"model_name":"m","model_version":"12","outputs":[]}"#;
+        assert_eq!(version_in(json).as_deref(), Some("12"));
+        assert_eq!(version_in(&[&json[..], b"\x00{\xff"].concat()).as_deref(), Some("12"));
+        assert_eq!(version_in(b"{}"), None);
+        assert_eq!(version_in(b""), None);
+    }
 }

@@ -233,7 +233,7 @@ fn with_plans_by_shape(
         let shape = declared_shape(slot, sampled);
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
-    let contract = contract(&declared, outputs, Vec::new())?;
+    let contract = contract(&declared, outputs, ties(&declared))?;
     Ok(TractProgram::new(contract, declared, Plans::ByShape(Box::new(plans))))
 }
 

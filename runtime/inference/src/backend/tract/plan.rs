@@ -21,7 +21,7 @@ use tract_onnx::{
     },
 };
 
-use super::{audit::Declared, convert::is_symbolic, demand, fact::fixed, guard, rows};
+use super::{audit::Declared, convert::is_symbolic, demand, fact::fixed, guard, indices, rows};
 use crate::{contain::contained, footprint::Charge};
 
 /// No value inside a graph may be larger than this: a small input can ask for a huge one.
@@ -56,6 +56,8 @@ pub(super) enum Failure {
     Inputs,
     /// A value inside would be too large.
     TooLarge,
+    /// An index among the values is out of its range.
+    Index,
     /// An operator failed.
     Failed,
 }
@@ -108,6 +110,11 @@ impl Plan {
         self.carries_rows
     }
 
+    /// Whether the shapes of the inputs decide the sizes of all values.
+    pub(super) fn has_settled_sizes(&self) -> bool {
+        self.late.is_empty()
+    }
+
     /// What an output is known to be.
     pub(super) fn output(&self, index: usize) -> TractResult<&TypedFact> {
         self.runnable.model().output_fact(index)
@@ -146,6 +153,10 @@ impl Plan {
             if !guard::fits(&*node.op, &inputs, context.symbols) {
                 refused.set(Some(Failure::Inputs));
                 return Err(format_err!("operands of different sizes"));
+            }
+            if !indices::fit(&*node.op, &inputs) {
+                refused.set(Some(Failure::Index));
+                return Err(format_err!("an index out of its range"));
             }
             if !self.has_room(node.id, &inputs, context.symbols) {
                 refused.set(Some(Failure::TooLarge));

@@ -8,7 +8,9 @@ use tract_onnx::tract_core::{
         TypedFact, TypedModel, TypedNode, TypedOp, bail, tvec,
     },
     ops::{
+        array::DynSlice,
         cnn::{MaxPool, SumPool},
+        fft::Stft,
         nn::{Reduce, RmsNorm, Softmax},
         scan::Scan,
     },
@@ -75,6 +77,12 @@ pub(super) fn carries_rows(model: &TypedModel) -> TractResult<bool> {
     for &input in model.input_outlets()? {
         carried.insert(input, 0);
     }
+    let Some(&first) = model.input_outlets()?.first() else { return Ok(false) };
+    let Some(rows) = model.outlet_fact(first)?.shape.first() else { return Ok(false) };
+    // An operator may name an axis that it shortens or widens, and say that it goes through.
+    let is_whole = |outlet: OutletId, axis: usize| -> TractResult<bool> {
+        Ok(model.outlet_fact(outlet)?.shape.get(axis) == Some(rows))
+    };
     for id in model.eval_order()? {
         let node = model.node(id);
         let axes: Vec<Option<usize>> =
@@ -83,8 +91,18 @@ pub(super) fn carries_rows(model: &TypedModel) -> TractResult<bool> {
             continue;
         }
         let Some(outputs) = carry(model, id, &axes)? else { return Ok(false) };
-        carried
-            .extend(outputs.into_iter().enumerate().map(|(slot, axis)| ((id, slot).into(), axis)));
+        for (slot, axis) in outputs.into_iter().enumerate() {
+            let outlet = (id, slot).into();
+            if !is_whole(outlet, axis)? {
+                return Ok(false);
+            }
+            carried.insert(outlet, axis);
+        }
+    }
+    for &input in model.input_outlets()? {
+        if !is_whole(input, 0)? {
+            return Ok(false);
+        }
     }
     Ok(model.output_outlets()?.iter().all(|output| carried.get(output) == Some(&0)))
 }
@@ -102,11 +120,7 @@ fn carry(model: &TypedModel, id: usize, axes: &[Option<usize>]) -> TractResult<O
         let apart = axis == 0 && pool.data_format.has_n();
         return Ok(apart.then(|| vec![0; outputs.len()]));
     }
-    // These name an axis that they mix, and say that it goes through.
-    let mixes = node.op_as::<Softmax>().is_some_and(|softmax| softmax.axes.contains(&axis))
-        || node.op_as::<RmsNorm>().is_some_and(|norm| norm.axis == axis)
-        || node.op_is::<Scan>();
-    if mixes {
+    if mixes(node, axis) {
         return Ok(None);
     }
     let mapping = node.op.axes_mapping(&inputs, &outputs)?;
@@ -127,6 +141,16 @@ fn carry(model: &TypedModel, id: usize, axes: &[Option<usize>]) -> TractResult<O
         _ => None,
     };
     Ok(rows.outputs.iter().map(place).collect())
+}
+
+/// Whether an operator names an axis that it mixes or shifts along, and says that it goes through.
+fn mixes(node: &TypedNode, axis: usize) -> bool {
+    node.op_as::<Softmax>().is_some_and(|softmax| softmax.axes.contains(&axis))
+        || node.op_as::<RmsNorm>().is_some_and(|norm| norm.axis == axis)
+        || node.op_as::<DynSlice>().is_some_and(|slice| slice.axis == axis)
+        || node.op_as::<Stft>().is_some_and(|stft| stft.axis == axis)
+        || node.op_is::<Scan>()
+        || ["DiagGather", "ScaledMaskedSoftmax"].contains(&&*node.op.name())
 }
 
 /// The largest batch that is taken apart.
@@ -166,4 +190,45 @@ pub(super) fn eval_apart(
     }
     let rows: Vec<&Tensor> = rows.iter().map(|row| &**row).collect();
     Ok(tvec![Tensor::stack_tensors(0, &rows)?.into_tvalue()])
+}
+
+#[cfg(test)]
+mod tests {
+    use tract_onnx::tract_core::{
+        internal::{DatumExt, IntoArcTensor, SpecialOps, ToDim, tensor0},
+        ops::array::MultiBroadcastTo,
+    };
+
+    use super::*;
+
+    /// Whether a graph of this one operator on `x` carries the rows of `x`, by what tract says of its axes.
+    fn carries(shape: &[TDim], op: impl TypedOp, others: &[Tensor]) -> bool {
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", f32::fact(shape)).unwrap();
+        let mut inputs = tvec![x];
+        for (index, other) in others.iter().enumerate() {
+            let other = other.clone().into_arc_tensor();
+            inputs.push(model.add_const(format!("c{index}"), other).unwrap());
+        }
+        let outputs = model.wire_node("op", op, &inputs).unwrap();
+        model.select_output_outlets(&outputs).unwrap();
+        carries_rows(&model).unwrap()
+    }
+
+    #[test]
+    fn an_axis_that_is_cut_widened_or_transformed_is_not_carried() {
+        let model = TypedModel::default();
+        let n = TDim::Sym(model.symbols.sym("N"));
+        let shape = [n.clone(), 8.to_dim(), 2.to_dim()];
+        let slice = |axis, len: TDim| DynSlice { axis, len };
+        let ends = [tensor0(0i64), tensor0(4i64)];
+        assert!(!carries(&shape, slice(0, n.clone()), &ends));
+        assert!(carries(&shape, slice(1, 4.to_dim()), &ends));
+        let stft = |axis| Stft { axis, frame: 1, stride: 1, window: None };
+        assert!(!carries(&shape, stft(0), &[]));
+        assert!(carries(&shape, stft(1), &[]));
+        let wide = |rows: TDim| MultiBroadcastTo { shape: [rows, 8.to_dim()].iter().collect() };
+        assert!(!carries(&[1.to_dim(), 8.to_dim()], wide(5.to_dim()), &[]));
+        assert!(carries(&[n.clone(), 1.to_dim()], wide(n), &[]));
+    }
 }

@@ -19,19 +19,21 @@ impl<J: Waiting> Queue<J> {
         let mut waiting: Vec<_> = tenants
             .iter()
             .map(|&tenant| {
-                let range = (lane, tenant, 0)..=(lane, tenant, u64::MAX);
-                let calls = self.by_lane.range(range).map(|(_, _, ticket)| *ticket);
-                (self.slots(tenant, &tenants), calls.peekable())
+                let range = (lane, tenant, false, 0)..=(lane, tenant, true, u64::MAX);
+                let calls = self.by_lane.range(range).map(|(.., ticket)| *ticket);
+                (self.slots(tenant, &tenants), calls.filter(|ticket| *ticket != first).peekable())
             })
             .collect();
-        let (mut chosen, mut rows, mut best) = (Vec::new(), 0, 1);
+        // The first call has the first slot of its tenant, which is the first one.
+        let (mut chosen, mut rows, mut best) = (alone, entry.rows, 1);
+        let (mut taken, mut before) = (1, 0);
         'full: loop {
-            let before = chosen.len();
             for (slots, calls) in &mut waiting {
-                for _ in 0..*slots {
+                for _ in std::mem::take(&mut taken)..*slots {
                     let Some(ticket) = calls.peek() else { break };
                     let more = self.entries.get(ticket).map_or(0, |entry| entry.rows);
-                    if rows + more > largest as usize {
+                    // No call of a lane has more rows than the largest batch, so that the sum does not overflow.
+                    if rows.saturating_add(more) > largest as usize {
                         break;
                     }
                     rows += more;
@@ -44,22 +46,20 @@ impl<J: Waiting> Queue<J> {
                     }
                 }
             }
-            if chosen.len() == before {
+            // In the first round it may have been only the first call's turn.
+            if chosen.len() == std::mem::replace(&mut before, chosen.len()) {
                 break;
             }
         }
         chosen.truncate(best);
-        match chosen.first() {
-            Some(ticket) if *ticket == first => chosen,
-            _ => alone,
-        }
+        chosen
     }
 
     /// The tenants with calls in a lane, from `first` on; normal ones before low ones.
     fn tenants_of(&self, lane: Lane, first: TenantId) -> Vec<TenantId> {
         let mut tenants = Vec::new();
         let mut from = 0;
-        while let Some(&(other, tenant, _)) = self.by_lane.range((lane, from, 0)..).next() {
+        while let Some(&(other, tenant, ..)) = self.by_lane.range((lane, from, false, 0)..).next() {
             if other != lane {
                 break;
             }
@@ -74,8 +74,7 @@ impl<J: Waiting> Queue<J> {
 
     /// The slots of a batch that a tenant gets in one round, by its weight beside the smallest.
     fn slots(&self, tenant: TenantId, tenants: &[TenantId]) -> u32 {
-        let weight = |id| self.fair.share(id).map_or(1, |share| share.weight.max(1));
-        let least = tenants.iter().map(|&id| weight(id)).min().unwrap_or(1);
-        (weight(tenant) / least.max(1)).max(1)
+        let least = tenants.iter().map(|&id| self.fair.weight(id)).min().unwrap_or(1);
+        (self.fair.weight(tenant) / least).max(1)
     }
 }

@@ -192,7 +192,7 @@ pub(super) fn index(
 ) -> Result<RepositoryIndexResponse, OipError> {
     let entries = repository::repository_index(app, caller, request.ready)?;
     let models = entries.into_iter().map(|entry| ModelIndex {
-        state: entry.state().to_owned(),
+        state: entry.state.name().to_owned(),
         name: entry.name,
         version: entry.version.to_string(),
         reason: entry.reason,

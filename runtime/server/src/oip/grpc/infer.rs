@@ -33,6 +33,9 @@ use crate::{
 /// and gain nothing.
 const IN_FLIGHT_MAX: usize = 8;
 
+/// How often the key of a stream is asked after when nothing comes.
+const KEY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Asks for a mark on the last answer to each request of a stream; here each has one answer.
 const EMPTY_FINAL_RESPONSE: &str = "triton_enable_empty_final_response";
 const FINAL_RESPONSE: &str = "triton_final_response";
@@ -168,18 +171,24 @@ impl InferStream {
     /// node drains is refused, so that the stream ends.
     pub(super) fn answer(self, requests: Streaming<Decoded<ModelInferRequest>>) -> Answers {
         let drained = self.app.drain_begins();
-        let incoming = Incoming { requests, drained: Box::pin(drained), is_over: false };
         let stream = Arc::new(self);
+        let of_key = stream.clone();
+        let incoming =
+            Incoming { requests, drained: Box::pin(drained), stream: of_key, is_over: false };
         let answers = stream::unfold(incoming, Incoming::next)
             .map(move |request| {
                 let stream = stream.clone();
-                async move { Ok(stream.answer_one(request?).await) }
+                async move { stream.answer_one(request?).await }
             })
             .buffered(IN_FLIGHT_MAX);
         Box::pin(answers)
     }
 
-    async fn answer_one(&self, request: Decoded<ModelInferRequest>) -> ModelStreamInferResponse {
+    /// A request that fails is answered, and the stream goes on; with a key that is none any more it ends.
+    async fn answer_one(
+        &self,
+        request: Decoded<ModelInferRequest>,
+    ) -> Result<ModelStreamInferResponse, Status> {
         let (id, marks_final) = match &request {
             Ok(request) => (request.id.clone(), asks_for_mark(request)),
             Err(_) => Default::default(),
@@ -190,6 +199,7 @@ impl InferStream {
         };
         let (error_message, mut response) = match answer {
             Ok(response) => (String::new(), response),
+            Err(error @ OipError::Unauthenticated(_)) => return Err(error.into()),
             // Clients tell by the id which of their requests failed.
             Err(error) => (error.to_string(), ModelInferResponse { id, ..Default::default() }),
         };
@@ -199,7 +209,7 @@ impl InferStream {
                 .parameters
                 .insert(FINAL_RESPONSE.to_owned(), InferParameter { parameter_choice });
         }
-        ModelStreamInferResponse { error_message, infer_response: Some(response) }
+        Ok(ModelStreamInferResponse { error_message, infer_response: Some(response) })
     }
 
     async fn try_answer(&self, request: ModelInferRequest) -> Result<ModelInferResponse, OipError> {
@@ -219,6 +229,7 @@ fn asks_for_mark(request: &ModelInferRequest) -> bool {
 struct Incoming {
     requests: Streaming<Decoded<ModelInferRequest>>,
     drained: BoxFuture<'static, ()>,
+    stream: Arc<InferStream>,
     is_over: bool,
 }
 
@@ -227,9 +238,17 @@ impl Incoming {
         if self.is_over {
             return None;
         }
-        let next = tokio::select! {
-            next = self.requests.message() => next.map_err(as_others_say),
-            () = &mut self.drained => Err(Status::unavailable("the node is shutting down")),
+        let next = loop {
+            break tokio::select! {
+                next = self.requests.message() => next.map_err(as_others_say),
+                () = &mut self.drained => Err(Status::unavailable("the node is shutting down")),
+                () = tokio::time::sleep(KEY_CHECK_INTERVAL) => {
+                    match self.stream.credentials.caller(&self.stream.app) {
+                        Err(error @ OipError::Unauthenticated(_)) => Err(error.into()),
+                        _ => continue,
+                    }
+                }
+            };
         };
         self.is_over = next.is_err();
         Some((next.transpose()?, self))

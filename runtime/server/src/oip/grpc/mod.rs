@@ -148,7 +148,7 @@ impl Call<'_> {
             }
             Some("ModelInfer") => self.infer(request).await,
             Some("ModelStreamInfer") => Ok((self.stream(request).await?, None)),
-            Some(method) => Ok((self.administer(method, request).await?, None)),
+            Some(method) => self.administer(method, request).await,
             None => Err(Status::unimplemented("there is no such service")),
         }
     }
@@ -220,18 +220,22 @@ impl Call<'_> {
         Ok(grpc.streaming(service, request).await)
     }
 
-    async fn administer(
-        &self,
-        method: &str,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Status> {
+    async fn administer(&self, method: &str, request: Request<Incoming>) -> Answered {
         if method.contains("SharedMemory") {
             let text = "this server shares no memory with its clients: send tensors in the request";
             return Err(Status::unimplemented(text));
         }
         let caller = &Credentials::of(request.headers())?.caller(self.app)?;
         let app: &App = self.app;
-        Ok(match method {
+        let place = match method {
+            "ModelConfig" | "ModelStatistics" | "RepositoryIndex" | "RepositoryModelLoad" => {
+                let timeout = status::timeout(request.headers())?;
+                let clock = Clock { began: self.began, timeout };
+                Some(clock.limit(caller.enter_reading(app)).await??)
+            }
+            _ => None,
+        };
+        let response = match method {
             "ServerMetadata" => {
                 unary(request, |_: ServerMetadataRequest| ready(Ok(admin::server_metadata()))).await
             }
@@ -241,9 +245,9 @@ impl Call<'_> {
             }
             "ModelConfig" => unary(request, |q| admin::model_config(app, caller, q)).await,
             "ModelStatistics" => {
-                unary(request, |q| ready(admin::model_statistics(app, caller, &q))).await
+                unary(request, |q| self.apart(caller, q, admin::model_statistics)).await
             }
-            "RepositoryIndex" => unary(request, |q| ready(admin::index(app, caller, &q))).await,
+            "RepositoryIndex" => unary(request, |q| self.apart(caller, q, admin::index)).await,
             "RepositoryModelLoad" => unary(request, |q| admin::load(app, caller, q)).await,
             "RepositoryModelUnload" => {
                 unary(request, |q| ready(admin::unload(app, caller, q))).await
@@ -251,7 +255,20 @@ impl Call<'_> {
             "TraceSetting" => unary(request, |q| ready(admin::trace_setting(&q))).await,
             "LogSettings" => unary(request, |q| ready(admin::log_settings(&q))).await,
             _ => return Err(Status::unimplemented("there is no such method")),
-        })
+        };
+        Ok((response, place))
+    }
+
+    /// Answers that may be long are put together on a thread that may take its time.
+    async fn apart<Q: Send + 'static, A: Send + 'static>(
+        &self,
+        caller: &Caller,
+        question: Q,
+        answer: fn(&App, &Caller, &Q) -> Result<A, OipError>,
+    ) -> Result<A, OipError> {
+        let (app, caller) = (self.app.clone(), caller.clone());
+        let work = move || answer(&app, &caller, &question);
+        tokio::task::spawn_blocking(work).await.map_err(OipError::internal)?
     }
 }
 

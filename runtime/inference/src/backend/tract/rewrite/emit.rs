@@ -226,6 +226,13 @@ impl<'a> Emit<'a> {
         self.node_to("Squeeze", &inputs, output, attributes);
     }
 
+    /// The value as it is, where it is a matrix of so many columns; the model does not load or run on any other. It is
+    /// put before a matrix of no rows.
+    pub(super) fn of_columns(&mut self, input: &str, count: i64, kind: DataType) -> String {
+        let none = self.weight(&[0, count], kind, Vec::new());
+        self.node("Concat", &[input, &none], vec![with_int("axis", 0)])
+    }
+
     /// Some columns of a matrix.
     pub(super) fn columns(&mut self, input: &str, columns: &[i64]) -> String {
         let indices = self.integers(&[columns.len() as i64], columns);

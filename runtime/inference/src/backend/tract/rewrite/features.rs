@@ -1,6 +1,6 @@
 //! What prepares the columns of a table, in the operators of scikit-learn's exports.
 
-use tract_onnx::pb::{GraphProto, NodeProto, tensor_proto::DataType};
+use tract_onnx::pb::{GraphProto, NodeProto, tensor_proto::DataType, type_proto::Value};
 
 use super::emit::{Emit, attribute, float, floats, integer, integers, with_int};
 
@@ -14,19 +14,36 @@ pub(super) fn extract(node: &NodeProto, graph: &GraphProto, emit: &mut Emit<'_>)
     let (Some((data, output)), Some(places)) = (ends(node), node.input.get(1)) else {
         return false;
     };
-    let rank = graph.initializer.iter().find(|tensor| tensor.name == data).map(|t| t.dims.len());
+    let rank = rank(graph, data);
+    if rank == Some(0) {
+        return false;
+    }
     let places = emit.reshape(places, &[-1]);
     let along = vec![with_int("axis", -1)];
-    match rank {
-        Some(0) => return false,
-        Some(1) => {
-            let taken = emit.node("Gather", &[data, &places], vec![with_int("axis", 0)]);
-            let shape = emit.integers(&[2], &[1, -1]);
-            emit.op_to("Reshape", &[&taken, &shape], output);
-        }
-        _ => emit.node_to("Gather", &[data, &places], output, along),
+    if rank.is_some_and(|rank| rank > 1) {
+        emit.node_to("Gather", &[data, &places], output, along);
+        return true;
+    }
+    let taken = emit.node("Gather", &[data, &places], along);
+    if rank == Some(1) {
+        let shape = emit.integers(&[2], &[1, -1]);
+        emit.op_to("Reshape", &[&taken, &shape], output);
+    } else {
+        // A vector becomes one row, and what has rows stays as it is.
+        let shape = emit.integers(&[2], &[1, 1]);
+        emit.op_to("Expand", &[&taken, &shape], output);
     }
     true
+}
+
+/// The rank of a weight or of an input of the graph.
+fn rank(graph: &GraphProto, name: &str) -> Option<usize> {
+    if let Some(weight) = graph.initializer.iter().find(|tensor| tensor.name == name) {
+        return Some(weight.dims.len());
+    }
+    let input = graph.input.iter().find(|input| input.name == name)?;
+    let Value::TensorType(tensor) = input.r#type.as_ref()?.value.as_ref()?;
+    Some(tensor.shape.as_ref()?.dim.len())
 }
 
 /// `(x - offset) · scale`, as 32-bit floats.
@@ -44,31 +61,38 @@ pub(super) fn scale(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
     true
 }
 
-/// Puts values where others are missing.
+/// Puts values where others are missing: one for all columns, or one for each.
 pub(super) fn impute(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
     let Some((data, output)) = ends(node) else { return false };
     let (values, whole) =
         (floats(node, "imputed_value_floats"), integers(node, "imputed_value_int64s"));
-    let (missing, values) = match (values, whole) {
+    let (kind, count) = match (values, whole) {
         ([], []) => return false,
-        (values, []) => {
-            let missing = match float(node, "replaced_value_float") {
-                Some(value) if !value.is_nan() => {
-                    let value = emit.floats(&[], &[value]);
-                    emit.op("Equal", &[data, &value])
-                }
-                _ => emit.op("IsNaN", &[data]),
-            };
-            (missing, emit.floats(&[values.len() as i64], values))
-        }
-        ([], whole) => {
-            let value = integer(node, "replaced_value_int64").unwrap_or(0);
-            let value = emit.integers(&[], &[value]);
-            (emit.op("Equal", &[data, &value]), emit.integers(&[whole.len() as i64], whole))
-        }
+        (values, []) => (DataType::Float, values.len() as i64),
+        ([], whole) => (DataType::Int64, whole.len() as i64),
         _ => return false,
     };
-    emit.op_to("Where", &[&missing, &values, data], output);
+    // onnxruntime takes the first value for every column where there are not as many columns as values.
+    let data = match count {
+        1 => data.to_owned(),
+        _ => emit.of_columns(data, count, kind),
+    };
+    let dims: &[i64] = if count == 1 { &[] } else { &[count] };
+    let (missing, values) = if kind == DataType::Float {
+        let missing = match float(node, "replaced_value_float").unwrap_or(0.) {
+            value if value.is_nan() => emit.op("IsNaN", &[&data]),
+            value => {
+                let value = emit.floats(&[], &[value]);
+                emit.op("Equal", &[&data, &value])
+            }
+        };
+        (missing, emit.floats(dims, values))
+    } else {
+        let value = integer(node, "replaced_value_int64").unwrap_or(0);
+        let value = emit.integers(&[], &[value]);
+        (emit.op("Equal", &[&data, &value]), emit.integers(dims, whole))
+    };
+    emit.op_to("Where", &[&missing, &values, &data], output);
     true
 }
 
@@ -81,13 +105,22 @@ pub(super) fn binarize(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
     true
 }
 
-/// The columns of several tables beside each other, as 32-bit floats.
+/// The columns of several tables beside each other, as 32-bit floats. onnxruntime cuts or fills tables that have other
+/// than the stated number of columns; here they do not fit the model.
 pub(super) fn vectorize(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
     let Some(output) = node.output.first() else { return false };
-    if node.input.is_empty() {
+    let counts = integers(node, "inputdimensions");
+    if node.input.is_empty() || counts.len() != node.input.len() {
         return false;
     }
-    let parts: Vec<_> = node.input.iter().map(|part| emit.cast(part, DataType::Float)).collect();
+    let mut parts = Vec::with_capacity(counts.len());
+    for (part, count) in node.input.iter().zip(counts) {
+        if *count < 1 {
+            return false;
+        }
+        let part = emit.cast(part, DataType::Float);
+        parts.push(emit.of_columns(&part, *count, DataType::Float));
+    }
     let parts: Vec<_> = parts.iter().map(String::as_str).collect();
     emit.node_to("Concat", &parts, output, vec![with_int("axis", 1)]);
     true

@@ -68,7 +68,12 @@ pub(super) fn classifier(
     let label = own(0).unwrap_or_else(|| emit.fresh());
     let output = own(1).unwrap_or_else(|| emit.fresh());
     let only_first = forest.leaves.iter().all(|leaf| leaf.2 == 0);
+    let has_base = base.iter().any(|value| *value != 0.);
     let place = match classes {
+        // onnxruntime gives them no base value either.
+        2 if has_base && !forest.scores_all(1) => {
+            return Err(unsupported(node, "a base value, and rows that get no score"));
+        }
         2 if only_first && base.len() < 2 => {
             let score = emit.columns(&scores, &[0]);
             let score = add(&score, base, emit);

@@ -18,7 +18,7 @@ pub(super) fn regressor(node: &NodeProto, emit: &mut Emit<'_>) -> bool {
     let data = emit.cast(input, DataType::Float);
     let count = coefficients.len() as i64;
     let alike = if supports == 0 {
-        data
+        emit.of_columns(&data, count, DataType::Float)
     } else {
         match kernel(node, &data, supports, emit) {
             Some(alike) if supports == count => alike,
@@ -53,21 +53,23 @@ fn kernel(node: &NodeProto, data: &str, supports: i64, emit: &mut Emit<'_>) -> O
         ([], "LINEAR") => (0., 0., 0.),
         _ => return None,
     };
+    // Rows of another length are an error, and not more or fewer rows.
+    let data = emit.of_columns(data, features, DataType::Float);
     if kind == "RBF" {
         // Differences and then squares, since the squares of far features would drown the difference.
-        let rows = emit.reshape(data, &[-1, 1, features]);
+        let rows = emit.reshape(&data, &[0, 1, features]);
         let vectors = emit.floats(&[1, supports, features], vectors);
         let apart = emit.op("Sub", &[&rows, &vectors]);
         let squares = emit.op("Mul", &[&apart, &apart]);
         let distance = emit.reduce("ReduceSum", &squares, 2);
-        let distance = emit.reshape(&distance, &[-1, supports]);
+        let distance = emit.reshape(&distance, &[0, supports]);
         let gamma = emit.floats(&[1], &[-gamma]);
         let exponent = emit.op("Mul", &[&distance, &gamma]);
         return Some(emit.op("Exp", &[&exponent]));
     }
     let vectors = emit.floats(&[supports, features], vectors);
     let vectors = emit.node("Transpose", &[&vectors], vec![with_ints("perm", vec![1, 0])]);
-    let product = emit.op("MatMul", &[data, &vectors]);
+    let product = emit.op("MatMul", &[&data, &vectors]);
     if kind == "LINEAR" {
         return Some(product);
     }
