@@ -24,7 +24,8 @@ fn a_tenant_has_the_limits_of_its_tier() {
     assert_eq!(made["tier"], "free");
     let limits = json!({
         "concurrency": 4, "queue": 16, "rate": { "per_s": 20, "burst": 40 }, "functions": 10,
-        "models": 5, "versions": 10, "component_mib": 16, "model_mib": 64, "weight": 1, "band": "low",
+        "models": 5, "versions": 10, "component_mib": 16, "model_mib": 64, "pinned_mib": 0, "weight": 1,
+        "band": "low",
     });
     assert_eq!(made["limits"], limits);
     let sandbox = json!({

@@ -262,6 +262,21 @@ fn models_make_room_for_each_other_within_the_budget() {
 }
 
 #[test]
+fn a_tier_says_what_may_be_pinned() {
+    let server = Server::start();
+    let free = server.tenant("free", "free");
+    let file = model("mul-add.onnx");
+    let pin = |tenant: &Tenant, name: &str| {
+        tenant.client.put(&format!("/api/v1/models/{name}?pinned=true"), &file)
+    };
+    let message = pin(&free, "m").refused(429, "limit_reached").message();
+    assert!(message.contains("pinned models may take 0 MiB together"), "{message}");
+    free.client.get("/api/v1/models/m").refused(404, "not_found");
+    free.put_model("m", &file).expect(201);
+    pin(&server.tenant("acme", "standard"), "m").expect(201);
+}
+
+#[test]
 fn retention_keeps_the_latest_or_the_named_and_what_an_alias_points_at() {
     let mut server = Server::start();
     let tenant = server.tenant("acme", "standard");

@@ -84,6 +84,8 @@ pub struct TenantLimits {
     pub component_mib: u64,
     /// Size of an uploaded model.
     pub model_mib: u64,
+    /// Memory of all its models that never make room for others, in each node.
+    pub pinned_mib: u64,
     /// Share of the compute threads.
     pub weight: u32,
     /// Priority band.

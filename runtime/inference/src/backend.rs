@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 
-use crate::{Batching, contract::Contract, footprint::Footprint};
+use crate::{Batching, builders::Work, contract::Contract, footprint::Footprint};
 
 pub(crate) mod tract;
 
@@ -27,6 +27,10 @@ pub(crate) trait Program: Send + Sync {
 
     /// The memory it holds; it may grow with the shapes that come.
     fn footprint(&self) -> &Arc<Footprint>;
+
+    /// What is to be done before these inputs can be run in a time that depends on the graph alone, if anything is. It
+    /// may take long, and cannot be stopped.
+    fn missing_plan(self: Arc<Self>, inputs: &[Tensor]) -> Option<Work>;
 
     /// Runs the graph on inputs that [`Contract::order`] has put in order, on this thread. Panics of the engine
     /// are contained. `stop` is asked between the steps of the graph; once it says yes the run ends in

@@ -90,14 +90,20 @@ pub enum LoadError {
         budget: u64,
     },
     /// What pinned models leave of the budget is too little.
-    #[error("the model takes {} MiB of memory; of the {} MiB for models on this node, pinned ones hold {} MiB", mib_up(*.needed), .budget >> 20, mib_up(*.pinned))]
+    #[error("the model takes {} MiB of memory, and pinned models leave no room for it on this node", mib_up(*.needed))]
     NoRoom {
         /// Bytes it takes.
         needed: u64,
-        /// Bytes that pinned models hold.
-        pinned: u64,
-        /// Bytes that there are for models.
-        budget: u64,
+    },
+    /// With this one, the tenant's pinned models would take more than they may.
+    #[error("the model takes {} MiB of memory; this tenant's pinned models may take {} MiB together, and others hold {} MiB", mib_up(*.needed), .limit >> 20, mib_up(*.held))]
+    PinLimit {
+        /// Bytes it takes.
+        needed: u64,
+        /// Bytes that the tenant's other pinned models hold.
+        held: u64,
+        /// Bytes that all of them may take.
+        limit: u64,
     },
     /// Too many models wait to be loaded.
     #[error("too many models are being loaded; try again shortly")]

@@ -6,11 +6,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
+use sandpiper_domain::{InferenceError, NamedTensor, TenantName, Tensor};
 
 use crate::{
     LoadError, LoadedModel, Measurement, ModelSpec, ModelStats, Trial, alloc,
     backend::{Failed, Program, tract},
+    builders::Builders,
     registry::{Loaded, Registry},
     response_cache::ResponseCache,
     scheduler::Scheduler,
@@ -26,6 +27,7 @@ const MADE_UP_BYTES_MAX: usize = 64 << 20;
 /// What a load needs beside its source.
 pub(crate) struct Loader {
     pub(crate) compute: Arc<Scheduler>,
+    pub(crate) builders: Arc<Builders>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) responses: Arc<ResponseCache>,
     pub(crate) trial: Option<Trial>,
@@ -46,23 +48,26 @@ impl Loader {
         &self,
         spec: ModelSpec,
         stats: Arc<ModelStats>,
+        owner: Option<&TenantName>,
         is_upload: bool,
     ) -> Loaded {
         let ModelSpec { bytes, digest, options, samples, measurement } = spec;
         let needed = (bytes.len() as u64).saturating_mul(WEIGHTS_HELD);
-        let reservation = self.registry.wait_for_room(needed)?;
+        let alone = self.registry.alone_if_large(needed);
+        let reservation = self.registry.wait_for_room(needed, owner)?;
         let known = measurement.as_ref().and_then(Measurement::here);
         let program = tract::load(&bytes, &options, &samples, known);
         drop(bytes);
         // What was needed on the way is several times what is left.
         alloc::give_back_pages();
         let program = program?;
-        drop(reservation);
+        // Counted before the reservation ends, so that nobody takes the room for free in between.
         program.footprint().enter(self.registry.ledger());
+        drop((reservation, alone));
         warm_up(&*program, &samples)?;
         let responses = options.cache.then(|| self.responses.of_model(digest, stats.clone()));
-        let compute = self.compute.clone();
-        let model = LoadedModel::new(program, compute, &options, stats, responses);
+        let threads = (self.compute.clone(), self.builders.clone());
+        let model = LoadedModel::new(program, threads, &options, stats, responses);
         self.registry.fits_beside_pinned(&model, |_| is_upload)?;
         Ok(Arc::new(model))
     }

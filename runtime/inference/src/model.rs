@@ -21,6 +21,7 @@ use crate::{
     Measurement, ModelProfile, ModelStats,
     backend::Program,
     batch,
+    builders::Builders,
     cost::Costs,
     health::Health,
     response_cache::{Lookup, ModelCache},
@@ -55,16 +56,18 @@ const BRIEF_NS: u64 = 100_000;
 pub struct LoadedModel {
     core: Arc<Core>,
     scheduler: Arc<Scheduler>,
+    builders: Arc<Builders>,
     profile: Arc<ModelProfile>,
     options: ModelOptions,
     responses: Option<ModelCache>,
 }
 
 impl LoadedModel {
-    /// `responses` is its part of the cache of answers, where it has one.
+    /// The threads are those that run it and those that make plans for it; `responses` is its part of the cache of
+    /// answers, where it has one.
     pub(crate) fn new(
         program: Arc<dyn Program>,
-        scheduler: Arc<Scheduler>,
+        (scheduler, builders): (Arc<Scheduler>, Arc<Builders>),
         options: &ModelOptions,
         stats: Arc<ModelStats>,
         responses: Option<ModelCache>,
@@ -98,7 +101,7 @@ impl LoadedModel {
         };
         let profile = Arc::new(ModelProfile { operators, parameters, memory_bytes, batching });
         let (core, options) = (Arc::new(core), options.clone());
-        LoadedModel { core, scheduler, profile, options, responses }
+        LoadedModel { core, scheduler, builders, profile, options, responses }
     }
 
     /// How it is run and kept.
@@ -154,7 +157,10 @@ impl Model for LoadedModel {
     }
 
     fn infer(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
-        let lookup = self.responses.as_ref().map(|responses| responses.look_up(&request));
+        // Nothing is done for a call that will be refused.
+        let refused = self.core.health.refusal(&request.tenant).is_some();
+        let responses = self.responses.as_ref().filter(|_| !refused);
+        let lookup = responses.map(|responses| responses.look_up(&request));
         match lookup {
             Some(Lookup::Hit(output)) => Box::pin(ready(Ok(output))),
             Some(Lookup::Miss(place)) => {
@@ -169,6 +175,7 @@ impl Model for LoadedModel {
 impl LoadedModel {
     fn compute(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
         let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
+        let builders = self.builders.clone();
         Box::pin(async move {
             let InferenceRequest { tenant, share, deadline, inputs, batch_with_others, brief } =
                 request;
@@ -177,6 +184,9 @@ impl LoadedModel {
                 return Err(refusal);
             }
             let inputs = core.program.contract().order(inputs)?;
+            if let Some(build) = core.program.clone().missing_plan(&inputs) {
+                builders.run(&tenant, build).await?;
+            }
             let (rows, width, group) = core.group(&inputs);
             let (reply, answer) = oneshot::channel();
             let stats = core.stats.clone();

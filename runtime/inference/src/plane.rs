@@ -3,7 +3,10 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
 };
 
@@ -13,11 +16,13 @@ use sandpiper_domain::{Band, BoxFuture, Digest, ModelKey, ModelName, TenantName}
 use tokio::sync::oneshot;
 
 use crate::{
-    LoadError, LoadedModel, ModelSpec, ModelStats, Trial, contain,
+    LoadError, LoadedModel, ModelSpec, ModelStats, Trial,
+    builders::Builders,
+    contain,
     footprint::Ledger,
     loader::Loader,
     pool::{Owned, Pool},
-    registry::{Loaded, Pending, Registry},
+    registry::{Forgotten, Loaded, MemoryTerms, MemoryTermsOf, Pending, Registry},
     response_cache::ResponseCache,
     scheduler::Scheduler,
 };
@@ -26,9 +31,9 @@ use crate::{
 const LOADS_WAITING_MAX: usize = 64;
 /// Optimising a large graph takes several times its size in memory, so that few are worked on at once.
 const LOADERS_MAX: usize = 2;
-/// Uploads have a thread of their own, so that they never hold up a model that a request waits for.
-const INSPECTORS: usize = 1;
-/// Uploads that may wait for it, with their bytes.
+/// Uploads have threads of their own, so that they never hold up a model that a request waits for.
+const INSPECTORS: usize = 2;
+/// Uploads that may wait for them, with their bytes.
 const INSPECTIONS_WAITING_MAX: usize = 16;
 /// No tenant has more than this part of a queue to itself, so that none can keep the others out.
 const SHARE: usize = 2;
@@ -70,6 +75,8 @@ type Source = Box<dyn FnOnce() -> Result<ModelSpec, String> + Send>;
 /// A load on its way to a loader thread. However it ends, its entry among the pending ones goes with it.
 struct Load {
     place: Option<Place>,
+    /// Who asked for it, for whose turn it waits.
+    asker: Option<TenantName>,
     source: Source,
     loader: Arc<Loader>,
     stats: Arc<ModelStats>,
@@ -83,8 +90,14 @@ struct Place {
 }
 
 impl InferencePlane {
-    /// Starts the threads.
+    /// Starts the threads of a plane whose tenants are all alike, and pin what they like.
     pub fn start(config: Config) -> io::Result<Arc<Self>> {
+        let terms = MemoryTerms { weight: 1, pinned_bytes_max: u64::MAX };
+        InferencePlane::start_with(config, Box::new(move |_| terms))
+    }
+
+    /// Starts the threads. `terms` is asked for a tenant's part of the memory whenever it matters.
+    pub fn start_with(config: Config, terms: Box<MemoryTermsOf>) -> io::Result<Arc<Self>> {
         contain::install_hook();
         let start = |name, threads, capacity: usize| {
             Pool::start(name, threads, capacity, capacity / SHARE, Load::work)
@@ -94,7 +107,9 @@ impl InferencePlane {
         let inspectors = start("sandpiper-inspect", INSPECTORS, INSPECTIONS_WAITING_MAX)?;
         let compute = Arc::new(Scheduler::start(config.threads, config.queue_capacity)?);
         let (ledger, grew) = Ledger::new();
-        let registry = Arc::new(Registry::new(config.models_bytes_max, ledger));
+        let freed = start_freeing()?;
+        let registry = Registry::new(config.models_bytes_max, terms, ledger, freed);
+        let registry = Arc::new(registry);
         let watched = Arc::downgrade(&registry);
         thread::Builder::new().name("sandpiper-budget".to_owned()).spawn(move || {
             // Ends with the registry, whose ledger holds the sender.
@@ -105,30 +120,54 @@ impl InferencePlane {
         })?;
         let responses = Arc::new(ResponseCache::new(config.responses_bytes_max));
         let trial = config.trial;
-        let loader = Arc::new(Loader { compute, registry, responses, trial });
+        let builders = Arc::new(Builders::start(LOADERS_MAX.min(config.threads))?);
+        let loader = Arc::new(Loader { compute, builders, registry, responses, trial });
         Ok(Arc::new(InferencePlane { loader, loaders, inspectors, stats: DashMap::new() }))
     }
 
     /// The model of this key, from memory or else from `source`, which is called on a loader thread and only when
-    /// no other caller is loading the same key. A caller that goes away does not stop the load.
+    /// no other caller is loading the same key. A caller that goes away does not stop the load. It waits for the turn
+    /// of the model's owner.
     pub async fn load(
         &self,
         key: &ModelKey,
         source: impl FnOnce() -> Result<ModelSpec, String> + Send + 'static,
     ) -> Result<Arc<LoadedModel>, LoadError> {
+        self.load_for(&key.tenant, key, source).await
+    }
+
+    /// The same for `asker`, who need not be the model's owner: the load waits for its turn, and takes its time.
+    pub async fn load_for(
+        &self,
+        asker: &TenantName,
+        key: &ModelKey,
+        source: impl FnOnce() -> Result<ModelSpec, String> + Send + 'static,
+    ) -> Result<Arc<LoadedModel>, LoadError> {
         match self.loaded(key) {
             Some(model) => Ok(model),
-            None => self.join_load(key, Box::new(source)).await,
+            None => self.join_load(asker, key, Box::new(source)).await,
         }
     }
 
-    /// Tries a model apart and loads it on the thread of uploads without registering it: for uploads, whose version
+    /// Tries a model apart and loads it on a thread of uploads without registering it: for uploads, whose version
     /// does not exist yet. See [`InferencePlane::register`].
     pub async fn inspect(&self, spec: impl Into<ModelSpec>) -> Result<Arc<LoadedModel>, LoadError> {
+        self.inspect_of(None, spec.into()).await
+    }
+
+    /// The same for an upload of `tenant`, which waits for its turn among those of others.
+    pub async fn inspect_for(
+        &self,
+        tenant: &TenantName,
+        spec: impl Into<ModelSpec>,
+    ) -> Result<Arc<LoadedModel>, LoadError> {
+        self.inspect_of(Some(tenant.clone()), spec.into()).await
+    }
+
+    async fn inspect_of(&self, asker: Option<TenantName>, spec: ModelSpec) -> Loaded {
         let (reply, outcome) = oneshot::channel();
-        let (spec, loader) = (spec.into(), self.loader.clone());
-        let source = Box::new(|| Ok(spec));
-        let load = Load { place: None, source, loader, stats: Arc::default(), reply };
+        let (loader, source) = (self.loader.clone(), Box::new(|| Ok(spec)));
+        let load = Load { place: None, asker, source, loader, stats: Arc::default(), reply };
         self.inspectors.push(load).map_err(|_| LoadError::Saturated)?;
         outcome.await.unwrap_or(Err(LoadError::Panicked))
     }
@@ -137,17 +176,21 @@ impl InferencePlane {
     pub fn register(&self, key: ModelKey, model: Arc<LoadedModel>) -> Result<(), LoadError> {
         model.belongs_to(&key.tenant);
         self.stats.insert(key.clone(), model.stats().clone());
-        self.registry().add(key, model).map(drop)
+        let forgotten = self.registry().add(key, model)?;
+        self.registry().free(forgotten);
+        Ok(())
     }
 
-    /// Whether an inspected model finds room beside the pinned ones, when it takes the place of those of its own name.
-    pub fn has_room(
+    /// Whether an inspected model may be pinned and finds room beside the pinned ones, when it takes the place of those
+    /// of its own name.
+    pub fn may_pin(
         &self,
         model: &LoadedModel,
         tenant: &TenantName,
         name: &ModelName,
     ) -> Result<(), LoadError> {
         let own = |key: &ModelKey| key.tenant == *tenant && key.model == *name;
+        self.registry().fits_pins_of(tenant, model, own)?;
         self.registry().fits_beside_pinned(model, own)
     }
 
@@ -245,7 +288,12 @@ impl InferencePlane {
         &self.loader.registry
     }
 
-    fn join_load(&self, key: &ModelKey, source: Source) -> Shared<BoxFuture<'static, Loaded>> {
+    fn join_load(
+        &self,
+        asker: &TenantName,
+        key: &ModelKey,
+        source: Source,
+    ) -> Shared<BoxFuture<'static, Loaded>> {
         let mut pending = self.registry().pending();
         if let Some(model) = self.loaded(key) {
             return ready(Ok(model));
@@ -257,7 +305,8 @@ impl InferencePlane {
         let id = next_id();
         let place = Place { key: key.clone(), id, registry: Arc::downgrade(self.registry()) };
         let (loader, stats) = (self.loader.clone(), self.stats(key));
-        let load = Load { place: Some(place), source, loader, stats, reply };
+        let (place, asker) = (Some(place), Some(asker.clone()));
+        let load = Load { place, asker, source, loader, stats, reply };
         let outcome = async move { outcome.await.unwrap_or(Err(LoadError::Panicked)) };
         let outcome = outcome.boxed().shared();
         pending.insert(key.clone(), Pending { id, outcome: outcome.clone() });
@@ -268,6 +317,15 @@ impl InferencePlane {
         }
         outcome
     }
+}
+
+/// Starts the thread that drops models for those who have no time to. It ends with the registry.
+fn start_freeing() -> io::Result<Sender<Forgotten>> {
+    let (freed, comes): (_, Receiver<Forgotten>) = channel();
+    thread::Builder::new()
+        .name("sandpiper-free".to_owned())
+        .spawn(move || comes.iter().for_each(drop))?;
+    Ok(freed)
 }
 
 fn ready(outcome: Loaded) -> Shared<BoxFuture<'static, Loaded>> {
@@ -281,15 +339,14 @@ fn next_id() -> u64 {
 }
 
 impl Owned for Load {
-    /// Uploads are counted where they are received.
     fn owner(&self) -> Option<&TenantName> {
-        self.place.as_ref().map(|place| &place.key.tenant)
+        self.asker.as_ref()
     }
 }
 
 impl Load {
     fn work(self) {
-        let Load { place, source, loader, stats, reply } = self;
+        let Load { place, asker, source, loader, stats, reply } = self;
         if place.is_none() && reply.is_closed() {
             return;
         }
@@ -299,7 +356,8 @@ impl Load {
             if place.is_none() {
                 loader.try_apart(&spec)?;
             }
-            let model = loader.prepare(spec, stats, place.is_none())?;
+            let owner = place.as_ref().map(|place| &place.key.tenant).or(asker.as_ref());
+            let model = loader.prepare(spec, stats, owner, place.is_none())?;
             if let Some(place) = &place {
                 model.belongs_to(&place.key.tenant);
                 place.keep(&model)?;

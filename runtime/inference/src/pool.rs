@@ -1,5 +1,9 @@
-//! A bounded first-in, first-out queue served by a fixed set of threads. All tenants stand in the one line, and each
-//! may take up a part of it only.
+//! A bounded queue served by a fixed set of threads, with turns among those who wait.
+//!
+//! The next job is one of the owner with the fewest jobs running, and among those of the one whose jobs have taken the
+//! least time; an owner that comes anew starts level with whoever is served then, so that nobody saves turns up (the
+//! virtual time of fair queueing). Of one owner the jobs go first in, first out, and each may take up a part of the
+//! queue only.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,6 +11,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
 use sandpiper_domain::TenantName;
@@ -16,7 +21,7 @@ const STACK_BYTES: usize = 64 << 20;
 
 /// A job that waits on somebody's account.
 pub(crate) trait Owned {
-    /// `None` for what counts for nobody.
+    /// `None` for what counts for nobody; all such jobs share the turns of one owner.
     fn owner(&self) -> Option<&TenantName>;
 }
 
@@ -33,13 +38,27 @@ struct Shared<J> {
     share: usize,
 }
 
-/// `waiting` counts the jobs by owner and has no zeros.
+type Owner = Option<TenantName>;
+
 struct Queue<J> {
-    jobs: VecDeque<J>,
-    waiting: HashMap<TenantName, usize>,
+    lines: HashMap<Owner, Line<J>>,
+    /// Jobs in all lines.
+    waiting: usize,
+    /// What the owner that was served last had taken by then.
+    level: Duration,
+    /// Numbers the jobs.
+    arrivals: u64,
     /// Threads that wait for a job. Waking is a system call, so nobody is woken in vain.
     idle: usize,
     closed: bool,
+}
+
+/// The jobs of one owner.
+struct Line<J> {
+    jobs: VecDeque<(u64, J)>,
+    running: usize,
+    /// The time that its jobs have taken, at least the level when it came.
+    taken: Duration,
 }
 
 impl<J: Owned + Send + 'static> Pool<J> {
@@ -52,8 +71,14 @@ impl<J: Owned + Send + 'static> Pool<J> {
         share: usize,
         handler: impl Fn(J) + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let (jobs, waiting) = (VecDeque::new(), HashMap::new());
-        let queue = Mutex::new(Queue { jobs, waiting, idle: 0, closed: false });
+        let queue = Mutex::new(Queue {
+            lines: HashMap::new(),
+            waiting: 0,
+            level: Duration::ZERO,
+            arrivals: 0,
+            idle: 0,
+            closed: false,
+        });
         let (ready, share) = (Condvar::new(), share.max(1));
         let shared = Arc::new(Shared { queue, ready, capacity, share });
         let pool = Pool { shared };
@@ -71,19 +96,15 @@ impl<J: Owned + Send + 'static> Pool<J> {
     /// Queues a job, or gives it back when the queue is full or has as many of its owner as it may.
     pub(crate) fn push(&self, job: J) -> Result<(), J> {
         let mut queue = self.shared.lock();
-        if queue.jobs.len() >= self.shared.capacity || queue.closed {
+        if queue.waiting >= self.shared.capacity || queue.closed {
             return Err(job);
         }
-        if let Some(owner) = job.owner() {
-            match queue.waiting.get_mut(owner) {
-                Some(count) if *count >= self.shared.share => return Err(job),
-                Some(count) => *count += 1,
-                None => {
-                    queue.waiting.insert(owner.clone(), 1);
-                }
-            }
+        let owner = job.owner().cloned();
+        let of_owner = queue.lines.get(&owner).map_or(0, |line| line.jobs.len());
+        if owner.is_some() && of_owner >= self.shared.share {
+            return Err(job);
         }
-        queue.jobs.push_back(job);
+        queue.add(owner, job);
         let is_awaited = queue.idle > 0;
         drop(queue);
         if is_awaited {
@@ -97,24 +118,52 @@ impl<J: Owned + Send + 'static> Drop for Pool<J> {
     fn drop(&mut self) {
         let mut queue = self.shared.lock();
         queue.closed = true;
-        queue.waiting.clear();
-        let waiting = std::mem::take(&mut queue.jobs);
+        queue.waiting = 0;
+        let lines = std::mem::take(&mut queue.lines);
         drop(queue);
         self.shared.ready.notify_all();
-        drop(waiting);
+        drop(lines);
     }
 }
 
-impl<J: Owned> Queue<J> {
-    /// A job of this owner waits no more.
-    fn forget(&mut self, job: &J) {
-        let Some(owner) = job.owner() else { return };
-        match self.waiting.get_mut(owner) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => {
-                self.waiting.remove(owner);
-            }
+impl<J> Queue<J> {
+    fn add(&mut self, owner: Owner, job: J) {
+        let level = self.level;
+        let new = || Line { jobs: VecDeque::new(), running: 0, taken: level };
+        let line = self.lines.entry(owner).or_insert_with(new);
+        if line.jobs.is_empty() && line.running == 0 {
+            line.taken = line.taken.max(level);
         }
+        line.jobs.push_back((self.arrivals, job));
+        self.arrivals += 1;
+        self.waiting += 1;
+    }
+
+    /// The job whose turn it is.
+    fn next(&mut self) -> Option<(Owner, J)> {
+        let waiting = self.lines.iter().filter_map(|(owner, line)| {
+            let (arrival, _) = line.jobs.front()?;
+            Some(((line.running, line.taken, *arrival), owner))
+        });
+        let owner = waiting.min_by_key(|(rank, _)| *rank)?.1.clone();
+        let line = self.lines.get_mut(&owner)?;
+        let (_, job) = line.jobs.pop_front()?;
+        line.running += 1;
+        self.level = self.level.max(line.taken);
+        self.waiting -= 1;
+        Some((owner, job))
+    }
+
+    /// A job of this owner has ended.
+    fn settle(&mut self, owner: &Owner, took: Duration) {
+        if let Some(line) = self.lines.get_mut(owner) {
+            line.running = line.running.saturating_sub(1);
+            line.taken = line.taken.saturating_add(took);
+        }
+        // Who is no further than others and has nothing here would start again at the same level.
+        let level = self.level;
+        self.lines
+            .retain(|_, line| !line.jobs.is_empty() || line.running > 0 || line.taken > level);
     }
 }
 
@@ -124,15 +173,14 @@ impl<J: Owned> Shared<J> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Option<J> {
+    fn take(&self) -> Option<(Owner, J)> {
         let mut queue = self.lock();
         loop {
             if queue.closed {
                 return None;
             }
-            if let Some(job) = queue.jobs.pop_front() {
-                queue.forget(&job);
-                return Some(job);
+            if let Some(next) = queue.next() {
+                return Some(next);
             }
             queue.idle += 1;
             queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -142,10 +190,12 @@ impl<J: Owned> Shared<J> {
 
     /// The handler contains what it expects to panic; the catch here keeps the thread alive through the rest.
     fn serve(&self, handler: &impl Fn(J)) {
-        while let Some(job) = self.take() {
+        while let Some((owner, job)) = self.take() {
+            let begun = Instant::now();
             if catch_unwind(AssertUnwindSafe(|| handler(job))).is_err() {
                 tracing::error!("a job of the inference plane panicked; its thread goes on");
             }
+            self.lock().settle(&owner, begun.elapsed());
         }
     }
 }
@@ -182,7 +232,7 @@ mod tests {
     }
 
     fn settle<J: Owned + Send>(pool: &Pool<J>, depth: usize) {
-        while pool.shared.lock().jobs.len() != depth {
+        while pool.shared.lock().waiting != depth {
             thread::yield_now();
         }
     }
@@ -217,7 +267,7 @@ mod tests {
         pool.push(1).unwrap();
         let shared = pool.shared.clone();
         drop(pool);
-        assert!(shared.lock().jobs.is_empty());
+        assert!(shared.lock().lines.is_empty());
         assert!(done.try_recv().is_err());
     }
 
@@ -241,14 +291,68 @@ mod tests {
         push("beta", 4).unwrap();
         push("beta", 5).unwrap();
         assert!(push("beta", 6).is_err());
-        // One that is begun gives its place back.
+        // One that is begun gives its place back, and it is one of who has had nothing yet.
         open.send(()).unwrap();
         settle(&pool, 3);
-        push("acme", 9).unwrap();
-        assert!(push("acme", 10).is_err());
+        push("beta", 9).unwrap();
+        assert!(push("beta", 10).is_err());
         (0..5).for_each(|_| open.send(()).unwrap());
         let order: Vec<_> = (0..6).map(|_| done.recv().unwrap()).collect();
-        assert_eq!(order, [0, 1, 2, 4, 5, 9]);
-        assert!(pool.shared.lock().waiting.is_empty());
+        // Who has taken nothing yet goes before the rest of who has.
+        assert_eq!(order[..2], [0, 4], "{order:?}");
+        assert_eq!(pool.shared.lock().waiting, 0);
+    }
+
+    fn empty() -> Queue<u32> {
+        let lines = HashMap::new();
+        let (waiting, arrivals, idle) = (0, 0, 0);
+        Queue { lines, waiting, level: Duration::ZERO, arrivals, idle, closed: false }
+    }
+
+    fn owner(name: &str) -> Owner {
+        Some(name.parse().unwrap())
+    }
+
+    #[test]
+    fn owners_take_turns_by_the_time_that_their_jobs_take() {
+        let mut queue = empty();
+        (0..32).for_each(|job| queue.add(owner("flood"), job));
+        queue.add(owner("acme"), 100);
+        queue.add(None, 200);
+        let second = Duration::from_secs(1);
+        let serve = |queue: &mut Queue<u32>, took| {
+            let (owner, job) = queue.next().unwrap();
+            queue.settle(&owner, took);
+            job
+        };
+        // Everybody's first, in the order in which they came, before anybody's second.
+        assert_eq!([0; 3].map(|_| serve(&mut queue, second)), [0, 100, 200]);
+        // One whose jobs take a tenth of the time gets ten times as many.
+        (101..120).for_each(|job| queue.add(owner("acme"), job));
+        assert_eq!(serve(&mut queue, second), 1);
+        let jobs = (0..11).map(|_| serve(&mut queue, second / 10)).collect::<Vec<_>>();
+        assert!(jobs.iter().filter(|job| **job > 100).count() >= 10, "{jobs:?}");
+        // Nobody saves up turns by staying away, and nobody is made to wait for having been alone.
+        while queue.waiting > 0 {
+            serve(&mut queue, second);
+        }
+        assert!(queue.lines.len() <= 1, "only one can be further than the one served last");
+        queue.add(owner("flood"), 1);
+        queue.add(owner("late"), 2);
+        queue.add(owner("late"), 3);
+        let served = [0; 3].map(|_| serve(&mut queue, second));
+        assert!(served[2] == 3, "{served:?}");
+    }
+
+    #[test]
+    fn no_owner_takes_a_second_thread_while_another_waits() {
+        let mut queue = empty();
+        (0..4).for_each(|job| queue.add(owner("flood"), job));
+        let first = queue.next().unwrap();
+        queue.add(owner("acme"), 100);
+        // The first job has not ended, so that its time is not known yet.
+        let second = queue.next().unwrap();
+        assert_eq!((first.1, second.1), (0, 100));
+        assert_eq!(queue.next().unwrap().1, 1);
     }
 }

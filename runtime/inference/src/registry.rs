@@ -1,10 +1,11 @@
 //! The models in memory, within a budget, and those on their way.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc::Sender,
     },
     thread,
     time::{Duration, Instant},
@@ -12,10 +13,11 @@ use std::{
 
 use dashmap::DashMap;
 use futures::future::Shared;
-use sandpiper_domain::{BoxFuture, ModelKey};
+use sandpiper_domain::{BoxFuture, ModelKey, TenantName};
 
 use crate::{
     LoadError, LoadedModel, alloc,
+    eviction::{self, Held},
     footprint::{Ledger, Reservation},
 };
 
@@ -31,6 +33,22 @@ const OVERSHOOT_HALVES: u64 = 3;
 /// No load reserves more than this part of the budget: a large model need not drive all others out before it is there.
 const RESERVED_PART: u64 = 3;
 
+/// What a tenant is due of the memory for models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryTerms {
+    /// Its part of the budget, beside those of the others that have models in memory.
+    pub weight: u32,
+    /// What its pinned models may take together, in bytes. A model beyond is kept as one that makes room.
+    pub pinned_bytes_max: u64,
+}
+
+/// Tells the terms of each tenant, as they are now.
+pub type MemoryTermsOf = dyn Fn(&TenantName) -> MemoryTerms + Send + Sync;
+
+/// A load that is taken to need more than this part of the budget on its way is made while no other such is: together,
+/// what they need for a moment would be well beyond it.
+const LARGE_PART: u64 = 16;
+
 /// A load on its way, which others may wait for.
 pub(crate) struct Pending {
     pub(crate) id: u64,
@@ -43,37 +61,43 @@ pub(crate) struct Registry {
     /// Loads that failed, until they are tried again.
     failures: DashMap<ModelKey, LoadError>,
     ledger: Arc<Ledger>,
-    /// Goes up with every use.
-    clock: AtomicU64,
+    /// Where times are counted from.
+    began: Instant,
+    terms: Box<MemoryTermsOf>,
+    /// Frees what callers have no time to free.
+    freed: Sender<Forgotten>,
     bytes_max: u64,
+    /// Held while a large load is made.
+    large_load: Mutex<()>,
     /// Held while room is made, so that two that add do not evict for each other's bytes.
     making_room: Mutex<()>,
 }
 
 struct Entry {
     model: Arc<LoadedModel>,
-    /// The time of the last use, on the registry's clock.
+    /// The time of the last use, in nanoseconds since the registry began.
     used: AtomicU64,
     pinned: AtomicBool,
 }
 
-/// One model as a candidate for being forgotten; the smallest goes first.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    is_in_use: bool,
-    used: u64,
-    bytes: u64,
-}
-
 impl Registry {
-    pub(crate) fn new(bytes_max: u64, ledger: Arc<Ledger>) -> Self {
+    /// `freed` takes models to a thread that drops them.
+    pub(crate) fn new(
+        bytes_max: u64,
+        terms: Box<MemoryTermsOf>,
+        ledger: Arc<Ledger>,
+        freed: Sender<Forgotten>,
+    ) -> Self {
         Registry {
             models: DashMap::new(),
             pending: Mutex::default(),
             failures: DashMap::new(),
             ledger,
-            clock: AtomicU64::new(0),
+            began: Instant::now(),
+            terms,
+            freed,
             bytes_max,
+            large_load: Mutex::new(()),
             making_room: Mutex::new(()),
         }
     }
@@ -99,8 +123,8 @@ impl Registry {
         self.models.get(key).map(|entry| entry.model.clone())
     }
 
-    /// Adds a model, and forgets others, those used longest ago first, until all are within the budget. The result is
-    /// to be dropped where freeing them holds up nobody.
+    /// Adds a model, and forgets others until all are within the budget. The result is to be dropped where freeing them
+    /// holds up nobody. A model that would be pinned beyond what its tenant may pin is added without its pin.
     pub(crate) fn add(
         &self,
         key: ModelKey,
@@ -109,9 +133,43 @@ impl Registry {
         let _making_room = self.lock_room();
         self.fits_beside_pinned(&model, |other| *other == key)?;
         let used = AtomicU64::new(self.now());
-        let pinned = AtomicBool::new(model.options().pinned);
-        self.models.insert(key.clone(), Entry { model, used, pinned });
-        Ok(self.forget_down_to(self.unreserved(), Some(&key)))
+        let pinned = model.options().pinned && self.may_pin(&key, &model);
+        let pinned = AtomicBool::new(pinned);
+        let replaced = self.models.insert(key.clone(), Entry { model, used, pinned });
+        let mut forgotten = self.forget_down_to(self.unreserved(), Some(&key), None);
+        forgotten.0.extend(replaced.map(|entry| entry.model));
+        Ok(forgotten)
+    }
+
+    fn may_pin(&self, key: &ModelKey, model: &LoadedModel) -> bool {
+        let fits = self.fits_pins_of(&key.tenant, model, |other| other == key);
+        if let Err(error) = &fits {
+            tracing::warn!(tenant = %key.tenant, model = %key.model, version = key.version, %error, "a model is kept without its pin");
+        }
+        fits.is_ok()
+    }
+
+    /// Whether the tenant may pin the model beside those that it has pinned already, those that `ignored` names apart.
+    pub(crate) fn fits_pins_of(
+        &self,
+        tenant: &TenantName,
+        model: &LoadedModel,
+        ignored: impl Fn(&ModelKey) -> bool,
+    ) -> Result<(), LoadError> {
+        let limit = (self.terms)(tenant).pinned_bytes_max;
+        let needed = model.memory_bytes();
+        let held = self.pinned(|key| key.tenant == *tenant && !ignored(key));
+        match needed.saturating_add(held) > limit {
+            true => Err(LoadError::PinLimit { needed, held, limit }),
+            false => Ok(()),
+        }
+    }
+
+    /// Bytes of the pinned models that are meant.
+    fn pinned(&self, meant: impl Fn(&ModelKey) -> bool) -> u64 {
+        let pinned =
+            self.models.iter().filter(|entry| entry.pinned.load(Relaxed) && meant(entry.key()));
+        pinned.map(|entry| entry.model.memory_bytes()).fold(0, u64::saturating_add)
     }
 
     /// Whether the model could be added: it is not larger than what pinned models leave of the budget, those that
@@ -126,23 +184,34 @@ impl Registry {
         if needed > budget {
             return Err(LoadError::OverBudget { needed, budget });
         }
-        let pinned =
-            self.models.iter().filter(|entry| entry.pinned.load(Relaxed) && !ignored(entry.key()));
-        let pinned = pinned.map(|entry| entry.model.memory_bytes()).sum::<u64>();
-        match needed.saturating_add(pinned) > budget {
-            true => Err(LoadError::NoRoom { needed, pinned, budget }),
-            false => Ok(()),
+        let pinned = self.pinned(|key| !ignored(key));
+        if needed.saturating_add(pinned) > budget {
+            // For the operator; what others have pinned is no tenant's business.
+            tracing::warn!(needed, pinned, budget, "pinned models leave no room for a model");
+            return Err(LoadError::NoRoom { needed });
         }
+        Ok(())
+    }
+
+    /// Waits until no other large load is under way, where one that needs so many bytes is large. On a loader thread.
+    pub(crate) fn alone_if_large(&self, bytes: u64) -> Option<MutexGuard<'_, ()>> {
+        let is_large = bytes > self.bytes_max / LARGE_PART;
+        is_large.then(|| self.large_load.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes room for about `bytes`, and waits a while for what was forgotten and still runs. The room stays reserved
-    /// until the result is dropped. On a loader thread.
-    pub(crate) fn wait_for_room(&self, bytes: u64) -> Result<Reservation, LoadError> {
-        let reservation = self.ledger.reserve(bytes.min(self.bytes_max / RESERVED_PART));
+    /// until the result is dropped. `owner` is the tenant that the model will count for. On a loader thread.
+    pub(crate) fn wait_for_room(
+        &self,
+        bytes: u64,
+        owner: Option<&TenantName>,
+    ) -> Result<Reservation, LoadError> {
+        let bytes = bytes.min(self.bytes_max / RESERVED_PART);
+        let reservation = self.ledger.reserve(bytes);
         let begun = Instant::now();
         loop {
             let target = self.unreserved();
-            let registered = self.make_room(target);
+            let registered = self.make_room(target, owner.map(|owner| (owner, bytes)));
             let resident = self.ledger.resident();
             // What only pinned models fill does not get emptier.
             if resident <= target || registered >= resident {
@@ -157,10 +226,10 @@ impl Registry {
     }
 
     /// Forgets models until those in the registry take no more than `target`; gives what they take then.
-    fn make_room(&self, target: u64) -> u64 {
+    fn make_room(&self, target: u64, incoming: Option<(&TenantName, u64)>) -> u64 {
         let forgotten = {
             let _making_room = self.lock_room();
-            self.forget_down_to(target, None)
+            self.forget_down_to(target, None, incoming)
         };
         drop(forgotten);
         self.models.iter().map(|entry| entry.model.memory_bytes()).sum()
@@ -168,7 +237,26 @@ impl Registry {
 
     /// Forgets models until the budget holds again, after one has grown.
     pub(crate) fn hold_budget(&self) {
-        self.make_room(self.unreserved());
+        self.hold_pins();
+        self.make_room(self.unreserved(), None);
+    }
+
+    /// Lets go of pins, those used longest ago first, of tenants whose pinned models have grown beyond their limit.
+    fn hold_pins(&self) {
+        let _making_room = self.lock_room();
+        let pinned = self.models.iter().filter(|entry| entry.pinned.load(Relaxed));
+        let tenants: HashSet<TenantName> = pinned.map(|entry| entry.key().tenant.clone()).collect();
+        for tenant in tenants {
+            let limit = (self.terms)(&tenant).pinned_bytes_max;
+            while self.pinned(|key| key.tenant == tenant) > limit {
+                let own = self
+                    .models
+                    .iter()
+                    .filter(|entry| entry.key().tenant == tenant && entry.pinned.load(Relaxed));
+                let Some(oldest) = own.min_by_key(|entry| entry.used.load(Relaxed)) else { break };
+                oldest.pinned.store(false, Relaxed);
+            }
+        }
     }
 
     /// What loads under way leave of the budget.
@@ -180,32 +268,27 @@ impl Registry {
         self.making_room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn forget_down_to(&self, target: u64, spared: Option<&ModelKey>) -> Forgotten {
-        let mut candidates = Vec::new();
-        let mut bytes = 0u64;
-        for entry in &self.models {
-            let size = entry.model.memory_bytes();
-            bytes = bytes.saturating_add(size);
-            if Some(entry.key()) != spared && !entry.pinned.load(Relaxed) {
-                let (used, is_in_use) = (entry.used.load(Relaxed), entry.model.is_in_use());
-                candidates.push((Candidate { is_in_use, used, bytes: size }, entry.key().clone()));
-            }
-        }
+    fn forget_down_to(
+        &self,
+        target: u64,
+        spared: Option<&ModelKey>,
+        incoming: Option<(&TenantName, u64)>,
+    ) -> Forgotten {
+        let now = self.now();
+        let held = self.models.iter().map(|entry| Held {
+            key: entry.key().clone(),
+            bytes: entry.model.memory_bytes(),
+            idle: Duration::from_nanos(now.saturating_sub(entry.used.load(Relaxed))),
+            is_in_use: entry.model.is_in_use(),
+            stays: Some(entry.key()) == spared || entry.pinned.load(Relaxed),
+        });
+        let weight = |tenant: &TenantName| (self.terms)(tenant).weight;
+        let chosen = eviction::choose(held.collect(), incoming, target, weight);
         let mut forgotten = Forgotten(Vec::new());
-        if bytes <= target {
-            return forgotten;
-        }
-        candidates.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        for (candidate, key) in candidates {
-            if bytes <= target {
-                break;
-            }
-            if let Some((key, entry)) = self.models.remove(&key) {
-                entry.model.stats().evictions.fetch_add(1, Relaxed);
-                forgotten.0.push(entry.model);
-                bytes = bytes.saturating_sub(candidate.bytes);
-                tracing::debug!(tenant = %key.tenant, model = %key.model, version = key.version, "a model made room for another");
-            }
+        for (key, entry) in chosen.iter().filter_map(|key| self.models.remove(key)) {
+            entry.model.stats().evictions.fetch_add(1, Relaxed);
+            forgotten.0.push(entry.model);
+            tracing::debug!(tenant = %key.tenant, model = %key.model, version = key.version, "a model made room for another");
         }
         forgotten
     }
@@ -235,13 +318,31 @@ impl Registry {
     pub(crate) fn remove(&self, key: &ModelKey) {
         self.failures.remove(key);
         self.pending().remove(key);
-        self.models.remove(key);
+        self.free(Forgotten(
+            self.models.remove(key).map(|(_, entry)| entry.model).into_iter().collect(),
+        ));
     }
 
     pub(crate) fn retain(&self, keep: impl Fn(&ModelKey) -> bool) {
         self.failures.retain(|key, _| keep(key));
         self.pending().retain(|key, _| keep(key));
-        self.models.retain(|key, _| keep(key));
+        let mut forgotten = Forgotten(Vec::new());
+        self.models.retain(|key, entry| {
+            let kept = keep(key);
+            if !kept {
+                forgotten.0.push(entry.model.clone());
+            }
+            kept
+        });
+        self.free(forgotten);
+    }
+
+    /// Drops models on a thread that nobody waits for.
+    pub(crate) fn free(&self, forgotten: Forgotten) {
+        if !forgotten.0.is_empty() {
+            // Where that thread is gone, they are dropped here.
+            let _ = self.freed.send(forgotten);
+        }
     }
 
     /// What each model in memory takes, in bytes. Asking is no use.
@@ -255,11 +356,11 @@ impl Registry {
     }
 
     fn now(&self) -> u64 {
-        self.clock.fetch_add(1, Relaxed)
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
-/// Models that made room, in memory until this is dropped; their pages go back to the machine then.
+/// Models that are no longer registered, in memory until this is dropped; their pages go back to the machine then.
 #[must_use]
 pub(crate) struct Forgotten(Vec<Arc<LoadedModel>>);
 

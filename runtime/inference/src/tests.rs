@@ -10,3 +10,4 @@ mod rewrite;
 mod rows;
 mod scheduler;
 mod sizes;
+mod threads;

@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{RecvTimeoutError, channel},
     },
@@ -37,8 +37,10 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// of these many bytes of a file: optimising walks through all weights several times.
 const WEIGHTS_HELD: u64 = 8;
 const BYTES_PER_CPU_SECOND: u64 = 4 << 20;
-/// The wall clock gets this many times the processor time: the machine has other work.
-const WALL_PER_CPU: u64 = 10;
+/// The wall clock gets this many times the processor time, and no less than so much: the machine has other work. The
+/// thread that waits for a trial serves nobody else meanwhile.
+const WALL_PER_CPU: u64 = 3;
+const WALL_S_MIN: u64 = 30;
 
 /// How uploads are tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct Trial {
     pub cpu_s: u64,
     /// How many times as long it may take by the wall clock.
     pub wall_per_cpu: u64,
+    /// And how long it may take by the wall clock at least, in seconds.
+    pub wall_s_min: u64,
 }
 
 impl Trial {
@@ -60,13 +64,15 @@ impl Trial {
     /// minute is several times what optimising a small graph takes on a slow machine.
     pub fn new(program: PathBuf, arguments: Vec<OsString>) -> Self {
         let (memory_bytes, cpu_s, wall_per_cpu) = (1536 << 20, 30, WALL_PER_CPU);
-        Trial { program, arguments, memory_bytes, cpu_s, wall_per_cpu }
+        let wall_s_min = WALL_S_MIN;
+        Trial { program, arguments, memory_bytes, cpu_s, wall_per_cpu, wall_s_min }
     }
 
     fn limits(&self, file: u64) -> Limits {
         let memory_bytes = self.memory_bytes.saturating_add(file.saturating_mul(WEIGHTS_HELD));
         let cpu_s = self.cpu_s.saturating_add(file / BYTES_PER_CPU_SECOND);
-        Limits { memory_bytes, cpu_s, wall_s: cpu_s.saturating_mul(self.wall_per_cpu) }
+        let wall_s = cpu_s.saturating_mul(self.wall_per_cpu).max(self.wall_s_min);
+        Limits { memory_bytes, cpu_s, wall_s }
     }
 }
 
@@ -112,34 +118,36 @@ impl Trial {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(not_tried)?;
         let pipes = child.stdin.take().zip(child.stdout.take());
-        let child = Mutex::new(child);
+        let child = Running(Mutex::new(child));
         let Some((stdin, stdout)) = pipes else { return Err(not_tried("it has no pipes")) };
         let is_late = AtomicBool::new(false);
         let outcome = thread::scope(|scope| {
             let (over, is_over) = channel::<()>();
-            scope.spawn(|| {
+            let watch = || {
                 if is_over.recv_timeout(Duration::from_secs(limits.wall_s))
                     == Err(RecvTimeoutError::Timeout)
                 {
                     is_late.store(true, Relaxed);
-                    kill(&child);
+                    child.kill();
                 }
                 // Received, or the other end is gone: the watch is over either way.
                 drop(is_over);
-            });
-            scope.spawn(|| give(stdin, limits, spec));
+            };
+            // A machine out of threads is an error, and no panic.
+            thread::Builder::new().spawn_scoped(scope, watch)?;
+            thread::Builder::new().spawn_scoped(scope, || give(stdin, limits, spec))?;
             let mut answer = Vec::new();
             let read = stdout.take(ANSWER_BYTES_MAX + 1).read_to_end(&mut answer);
             let verdict = read.ok().and_then(|_| serde_json::from_slice::<Verdict>(&answer).ok());
             let is_flood = answer.len() as u64 > ANSWER_BYTES_MAX;
             if verdict.is_some() || is_flood {
-                kill(&child);
+                child.kill();
             }
-            let status = wait(&child);
+            let status = child.wait();
             drop(over);
-            (if is_flood { Some(Err(LoadError::TrialCrashed)) } else { verdict }, status)
+            Ok((if is_flood { Some(Err(LoadError::TrialCrashed)) } else { verdict }, status))
         });
-        match outcome {
+        match outcome.map_err(|error: std::io::Error| not_tried(error))? {
             (Some(verdict), _) => verdict,
             (None, Err(error)) => Err(not_tried(error)),
             (None, Ok(status)) => Err(ended(status, is_late.load(Relaxed), limits)),
@@ -171,19 +179,37 @@ fn give(mut stdin: ChildStdin, limits: Limits, spec: &ModelSpec) {
     }
 }
 
-fn kill(child: &Mutex<Child>) {
-    let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
+/// A child that does not outlive this, however its trial ends.
+struct Running(Mutex<Child>);
+
+impl Running {
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kill(&self) {
+        let _ = self.child().kill();
+    }
+
+    /// Waits without holding the lock, so that the watch can kill meanwhile.
+    fn wait(&self) -> std::io::Result<ExitStatus> {
+        const PAUSE: Duration = Duration::from_millis(1);
+        loop {
+            let ended = self.child().try_wait()?;
+            match ended {
+                Some(status) => return Ok(status),
+                None => thread::sleep(PAUSE),
+            }
+        }
+    }
 }
 
-/// Waits without holding the lock, so that the watch can kill meanwhile.
-fn wait(child: &Mutex<Child>) -> std::io::Result<ExitStatus> {
-    const PAUSE: Duration = Duration::from_millis(1);
-    loop {
-        let ended = child.lock().unwrap_or_else(PoisonError::into_inner).try_wait()?;
-        match ended {
-            Some(status) => return Ok(status),
-            None => thread::sleep(PAUSE),
-        }
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both do nothing to one that has been waited for.
+        let mut child = self.child();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 

@@ -167,6 +167,7 @@ mod tests {
             versions: 1,
             component_mib: 1,
             model_mib: 1,
+            pinned_mib: 1,
             weight: 1,
             band: Band::Normal,
         };

@@ -12,7 +12,7 @@ use dashmap::DashMap;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sandpiper_control::{Catalog, DataFolder, OperatorKey, Policies, Tenant};
 use sandpiper_domain::{Digest, TenantName};
-use sandpiper_inference::InferencePlane;
+use sandpiper_inference::{InferencePlane, MemoryTerms};
 use sandpiper_sandbox::{CacheKey, Sandboxes};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -80,7 +80,9 @@ impl App {
         if file.inference_threads > 0 {
             inference.threads = file.inference_threads;
         }
-        let inference = InferencePlane::start(inference).context("start the inference plane")?;
+        let terms = Box::new(memory_terms(catalog.clone()));
+        let inference = InferencePlane::start_with(inference, terms);
+        let inference = inference.context("start the inference plane")?;
         let models = Arc::new(CatalogModels::new(catalog.clone(), inference.clone()));
         let sandboxes = sandpiper_sandbox::Config {
             cache: settings.data.join("cache"),
@@ -198,6 +200,18 @@ impl App {
             Ok(0) => {}
             Ok(blobs) => tracing::info!(blobs, "blobs that nothing needs any more were deleted"),
             Err(error) => tracing::error!(?error, "the sweep of blobs failed"),
+        }
+    }
+}
+
+/// What the catalog says that a tenant is due of the memory for models. One that is gone is due nothing.
+fn memory_terms(catalog: Arc<Catalog>) -> impl Fn(&TenantName) -> MemoryTerms + Send + Sync {
+    move |tenant| {
+        let snapshot = catalog.snapshot();
+        let limits = snapshot.tenant(tenant).map(|tenant| tenant.limits);
+        MemoryTerms {
+            weight: limits.map_or(1, |limits| limits.weight),
+            pinned_bytes_max: limits.map_or(0, |limits| limits.pinned_mib << 20),
         }
     }
 }

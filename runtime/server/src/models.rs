@@ -29,6 +29,8 @@ pub(crate) struct CatalogModels {
 pub(crate) struct ResolvedModel {
     pub(crate) key: ModelKey,
     pub(crate) version: Arc<ModelVersion>,
+    /// Who uses it, and waits for its load in turn with others. Not its owner, where it was granted.
+    pub(crate) asker: TenantName,
 }
 
 impl CatalogModels {
@@ -39,7 +41,7 @@ impl CatalogModels {
     /// The version that is meant; nothing is loaded. Missing, foreign and not granted are one `None`.
     pub(crate) fn resolve(&self, scope: &ModelScope, name: ModelRef) -> Option<ResolvedModel> {
         let (key, version) = self.catalog.snapshot().find_model(scope, name, rand::random())?;
-        Some(ResolvedModel { key, version })
+        Some(ResolvedModel { key, version, asker: scope.tenant.clone() })
     }
 
     /// The model in memory, loaded if it is not there yet. Those who come meanwhile share the load. A model that its
@@ -59,12 +61,12 @@ impl CatalogModels {
 
     /// Brings a version into memory whether its owner has withdrawn it or not.
     async fn load(&self, found: &ResolvedModel) -> Result<Arc<LoadedModel>, InferenceError> {
-        let ResolvedModel { key, version } = found;
+        let ResolvedModel { key, version, asker } = found;
         if let Some(model) = self.inference.loaded(key) {
             return Ok(model);
         }
         let source = source_of(self.catalog.clone(), version.clone());
-        self.inference.load(key, source).await.map_err(|error| {
+        self.inference.load_for(asker, key, source).await.map_err(|error| {
             // A version that once was loaded and now is not is for the operator to see.
             tracing::warn!(tenant = %key.tenant, model = %key.model, version = key.version, %error, "a model could not be loaded");
             refusal(&error)
@@ -158,7 +160,7 @@ impl ModelSource for CatalogModels {
                 let snapshot = self.catalog.snapshot();
                 let (key, version) = snapshot.resolve_model(scope, name, rand::random())?;
                 let with_others = snapshot.batches_with_others(&key, &scope.tenant);
-                (ResolvedModel { key, version }, with_others)
+                (ResolvedModel { key, version, asker: scope.tenant.clone() }, with_others)
             };
             let model = self.open_resolved(resolved).await?;
             Ok(match with_others {
@@ -268,7 +270,7 @@ mod tests {
             LoadError::Unloadable("x".to_owned()),
             LoadError::Panicked,
             LoadError::OverBudget { needed: 2, budget: 1 },
-            LoadError::NoRoom { needed: 2, pinned: 1, budget: 2 },
+            LoadError::NoRoom { needed: 2 },
         ] {
             let refused = refusal(&error);
             assert!(matches!(refused, InferenceError::Unavailable(_)), "{error}: {refused:?}");

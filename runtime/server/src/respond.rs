@@ -235,6 +235,12 @@ impl From<LoadError> for Problem {
             LoadError::TrialCpu { .. } | LoadError::TrialWall { .. } => "model_cpu",
             LoadError::TrialCrashed => "model_crashed",
             LoadError::OverBudget { .. } => "model_over_budget",
+            LoadError::PinLimit { .. } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                return Problem::new(status, "limit_reached", error.to_string()).hint(
+                    "deploy the model without pinned=true, let go of another pinned model, or ask the operator for a higher tier",
+                );
+            }
             LoadError::NoRoom { .. } => {
                 return Problem::new(
                     StatusCode::INSUFFICIENT_STORAGE,

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use sandpiper_domain::{
     Band, DataType, InferenceRequest, Model, ModelKey, NamedTensor, Share, Tensor,
 };
-use sandpiper_inference::{Config, InferencePlane, LoadError};
+use sandpiper_inference::{Config, InferencePlane, LoadError, Measurement, ModelSpec};
 
 #[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
 #[path = "../../src/onnx.rs"]
@@ -38,9 +38,14 @@ struct Tally {
 pub(crate) fn measure(models: u32, fit: u64, seconds: u64) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let one = {
+        // What was measured at the upload is known at each load, as it is in a node. The baseline is that of a process
+        // that has loaded and run a model before.
+        let (one, files) = {
             let plane = InferencePlane::start(Config::default())?;
-            plane.inspect(file(1)).await?.memory_bytes()
+            let model = plane.inspect(Bytes::from(onnx::row_product(SIDE, 1.0))).await?;
+            let files = Arc::new(Files::new(model.measurement()));
+            ask(&plane, &files, 1, &Arc::default()).await?;
+            (model.memory_bytes(), files)
         };
         let budget = one * fit;
         let config = Config { models_bytes_max: budget, ..Config::default() };
@@ -48,7 +53,7 @@ pub(crate) fn measure(models: u32, fit: u64, seconds: u64) -> anyhow::Result<()>
         let baseline = resident()?;
         let tally = Arc::new(Tally::default());
         let clients: Vec<_> = (0..CLIENTS)
-            .map(|seed| tokio::spawn(client(plane.clone(), models, seed, tally.clone())))
+            .map(|seed| tokio::spawn(client(plane.clone(), files.clone(), models, seed, tally.clone())))
             .collect();
         let (mut highest, mut sum, mut samples) = (0u64, 0u64, 0u64);
         let begun = Instant::now();
@@ -86,7 +91,13 @@ pub(crate) fn measure(models: u32, fit: u64, seconds: u64) -> anyhow::Result<()>
 }
 
 /// Asks models drawn by Zipf's law with exponent 1, one call after the other.
-async fn client(plane: Arc<InferencePlane>, models: u32, seed: u64, tally: Arc<Tally>) {
+async fn client(
+    plane: Arc<InferencePlane>,
+    files: Arc<Files>,
+    models: u32,
+    seed: u64,
+    tally: Arc<Tally>,
+) {
     let weights: f64 = (1..=models).map(|rank| 1.0 / f64::from(rank)).sum();
     let mut state = seed * 2_654_435_761 + 1;
     while !tally.is_over.load(Relaxed) {
@@ -97,7 +108,7 @@ async fn client(plane: Arc<InferencePlane>, models: u32, seed: u64, tally: Arc<T
             draw -= 1.0 / f64::from(*rank);
             draw <= 0.0
         });
-        match ask(&plane, drawn.unwrap_or(models), &tally).await {
+        match ask(&plane, &files, drawn.unwrap_or(models), &tally).await {
             Ok(()) => tally.answers.fetch_add(1, Relaxed),
             Err(error) => {
                 let _ = crate::say(format!("a call failed: {error:#}"));
@@ -107,13 +118,18 @@ async fn client(plane: Arc<InferencePlane>, models: u32, seed: u64, tally: Arc<T
     }
 }
 
-async fn ask(plane: &InferencePlane, number: u32, tally: &Arc<Tally>) -> anyhow::Result<()> {
+async fn ask(
+    plane: &InferencePlane,
+    files: &Arc<Files>,
+    number: u32,
+    tally: &Arc<Tally>,
+) -> anyhow::Result<()> {
     let key =
         ModelKey { tenant: "acme".parse()?, model: format!("m{number}").parse()?, version: 1 };
-    let counted = tally.clone();
+    let (files, counted) = (files.clone(), tally.clone());
     let source = move || {
         counted.loads.fetch_add(1, Relaxed);
-        Ok(file(number).into())
+        Ok(files.read(number))
     };
     let model = match plane.load(&key, source).await {
         // A request is told to come again; the client does.
@@ -138,8 +154,31 @@ async fn ask(plane: &InferencePlane, number: u32, tally: &Arc<Tally>) -> anyhow:
     Ok(())
 }
 
-fn file(number: u32) -> Bytes {
-    onnx::row_product(SIDE, number as f32).into()
+/// The files of all models, which differ in their weights alone.
+struct Files {
+    template: Vec<u8>,
+    /// Where the weights begin.
+    weights: usize,
+    measurement: Measurement,
+}
+
+impl Files {
+    fn new(measurement: Measurement) -> Self {
+        let template = onnx::row_product(SIDE, 1.0);
+        let ones = [1f32.to_le_bytes(); 64].concat();
+        let weights = template.windows(ones.len()).position(|bytes| bytes == ones);
+        Files { template, weights: weights.unwrap_or_default(), measurement }
+    }
+
+    /// Takes the memory that reading a file takes, and no more.
+    fn read(&self, number: u32) -> ModelSpec {
+        let mut file = self.template.clone();
+        let weights = &mut file[self.weights..][..(SIDE * SIDE * 4) as usize];
+        for weight in weights.chunks_exact_mut(4) {
+            weight.copy_from_slice(&(number as f32).to_le_bytes());
+        }
+        ModelSpec { measurement: Some(self.measurement.clone()), ..Bytes::from(file).into() }
+    }
 }
 
 fn mib(bytes: u64) -> f64 {

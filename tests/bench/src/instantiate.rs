@@ -77,6 +77,7 @@ fn grant() -> anyhow::Result<Grant> {
             versions: 100,
             component_mib: 64,
             model_mib: 4096,
+            pinned_mib: 2_048,
             weight: 16,
             band: Band::Normal,
         },

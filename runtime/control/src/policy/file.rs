@@ -55,6 +55,7 @@ struct Catalog {
     versions: u32,
     component_mib: u64,
     model_mib: u64,
+    pinned_mib: u64,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +86,13 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Limits, PolicyError> {
         if value == 0 || value > LIMIT_MAX {
             return Err(refusal(name, format!("`{key}` must be between 1 and {LIMIT_MAX}")));
         }
+    }
+    // The one limit that may be nothing: a tier without pins.
+    if file.catalog.pinned_mib > LIMIT_MAX {
+        return Err(refusal(
+            name,
+            format!("`catalog.pinned_mib` must be between 0 and {LIMIT_MAX}"),
+        ));
     }
     Ok(file.into())
 }
@@ -137,6 +145,7 @@ impl From<File> for Limits {
                 versions: catalog.versions,
                 component_mib: catalog.component_mib,
                 model_mib: catalog.model_mib,
+                pinned_mib: catalog.pinned_mib,
                 weight: scheduler.weight,
                 band: scheduler.band,
             },
@@ -159,6 +168,7 @@ impl Limits {
                 versions: own.versions.min(top.versions),
                 component_mib: own.component_mib.min(top.component_mib),
                 model_mib: own.model_mib.min(top.model_mib),
+                pinned_mib: own.pinned_mib.min(top.pinned_mib),
                 weight: own.weight.min(top.weight),
                 band: match (own.band, top.band) {
                     (Band::Normal, Band::Normal) => Band::Normal,

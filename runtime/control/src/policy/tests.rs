@@ -50,6 +50,7 @@ fn the_shipped_numbers_are_the_design_s() {
         versions: 10,
         component_mib: 16,
         model_mib: 64,
+        pinned_mib: 0,
         weight: 1,
         band: Band::Low,
     };
@@ -62,6 +63,7 @@ fn the_shipped_numbers_are_the_design_s() {
         versions: 50,
         component_mib: 64,
         model_mib: 512,
+        pinned_mib: 256,
         weight: 4,
         band: Band::Normal,
     };
@@ -74,6 +76,7 @@ fn the_shipped_numbers_are_the_design_s() {
         versions: 100,
         component_mib: 128,
         model_mib: 2_048,
+        pinned_mib: 2_048,
         weight: 16,
         band: Band::Normal,
     };
@@ -109,6 +112,14 @@ fn one_mistake_refuses_the_whole_set_and_is_named() {
         ("tiers/free.toml", "cpu_ms = 50", "cpu = 50", "unknown field `cpu`"),
         ("tiers/free.toml", "weight = 1", "weight = 0", "`scheduler.weight`"),
         ("tiers/free.toml", "\"low\"", "\"lowest\"", "unknown variant"),
+        ("tiers/standard.toml", "pinned_mib = 256", "", "missing field `pinned_mib`"),
+        ("tiers/free.toml", "pinned_mib = 0", "pinned_mib = -1", "invalid value"),
+        (
+            "tiers/free.toml",
+            "pinned_mib = 0",
+            "pinned_mib = 9_999_999_999",
+            "`catalog.pinned_mib` must be between 0",
+        ),
         ("tiers/free.toml", "[catalog]", "[catalogue]", "unknown field `catalogue`"),
     ] {
         let error = changed(file, |text| {
@@ -149,6 +160,7 @@ fn no_tier_is_above_the_platform() {
         text.replace("cpu_ms = 10_000", "cpu_ms = 20")
             .replace("rate = \"none\"", "rate = { per_s = 30, burst = 30 }")
             .replace("band = \"normal\"", "band = \"low\"")
+            .replace("pinned_mib = 2_048", "pinned_mib = 7")
     })
     .unwrap();
     let free = policies.limits(&tier("free")).unwrap();
@@ -157,6 +169,7 @@ fn no_tier_is_above_the_platform() {
     assert_eq!(free.tenant.rate, Some(RateLimit { per_s: 20, burst: 30 }));
     assert_eq!(dedicated.tenant.rate, Some(RateLimit { per_s: 30, burst: 30 }));
     assert_eq!(dedicated.tenant.band, Band::Low);
+    assert_eq!((free.tenant.pinned_mib, dedicated.tenant.pinned_mib), (0, 7));
 }
 
 #[test]

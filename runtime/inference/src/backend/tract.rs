@@ -32,6 +32,7 @@ use shapes::PlansByShape;
 use super::{Failed, Program, Ran};
 use crate::{
     Batching,
+    builders::Work,
     contain::{Panicked, contained},
     contract::Contract,
     footprint::Footprint,
@@ -79,6 +80,19 @@ impl Program for TractProgram {
 
     fn footprint(&self) -> &Arc<Footprint> {
         &self.footprint
+    }
+
+    fn missing_plan(self: Arc<Self>, inputs: &[Tensor]) -> Option<Work> {
+        let Plans::ByShape(plans) = &self.plans else { return None };
+        let shapes = shapes_of(inputs);
+        if self.plan_by_rows(inputs).is_some() || plans.has(&shapes) {
+            return None;
+        }
+        Some(Box::new(move || {
+            if let Plans::ByShape(plans) = &self.plans {
+                plans.get(&shapes);
+            }
+        }))
     }
 
     fn run(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed> {
@@ -129,24 +143,23 @@ impl TractProgram {
         }
     }
 
-    fn plan(&self, inputs: &[Tensor]) -> Result<Arc<Plan>, InferenceError> {
+    fn plan_by_rows(&self, inputs: &[Tensor]) -> Option<&Arc<Plan>> {
         let rows = inputs.first().and_then(|input| input.shape().first());
-        let by_rows = self.by_rows.iter().find(|(size, _)| Some(size) == rows);
-        if let Some((_, plan)) = by_rows {
+        self.by_rows.iter().find(|(size, _)| Some(size) == rows).map(|(_, plan)| plan)
+    }
+
+    fn plan(&self, inputs: &[Tensor]) -> Result<Arc<Plan>, InferenceError> {
+        if let Some(plan) = self.plan_by_rows(inputs) {
             return Ok(plan.clone());
         }
         match &self.plans {
             Plans::One(plan) => Ok(plan.clone()),
-            Plans::ByShape(plans) => {
-                let shapes: Vec<TVec<usize>> =
-                    inputs.iter().map(|input| input.shape().iter().copied().collect()).collect();
-                plans.get(&shapes).ok_or_else(|| {
-                    let shapes: Vec<_> = inputs.iter().map(Tensor::shape).collect();
-                    InferenceError::InvalidArgument(format!(
-                        "the model cannot run on inputs of these shapes: {shapes:?}"
-                    ))
-                })
-            }
+            Plans::ByShape(plans) => plans.get(&shapes_of(inputs)).ok_or_else(|| {
+                let shapes: Vec<_> = inputs.iter().map(Tensor::shape).collect();
+                InferenceError::InvalidArgument(format!(
+                    "the model cannot run on inputs of these shapes: {shapes:?}"
+                ))
+            }),
         }
     }
 
@@ -163,6 +176,10 @@ impl TractProgram {
         });
         named.collect()
     }
+}
+
+fn shapes_of(inputs: &[Tensor]) -> Vec<TVec<usize>> {
+    inputs.iter().map(|input| input.shape().iter().copied().collect()).collect()
 }
 
 fn explain_failure(plan: &Plan, trace: &Trace, failure: &Failure) -> InferenceError {

@@ -9,11 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use sandpiper_domain::{Model, ModelKey, ModelOptions, NamedTensor};
+use sandpiper_domain::{Model, ModelKey, ModelOptions, NamedTensor, TenantName};
 use tract_onnx::pb::{GraphProto, tensor_proto::DataType as Onnx};
 
 use crate::{
-    Config, InferencePlane, LoadError, LoadedModel, Measurement, ModelSpec,
+    Config, InferencePlane, LoadError, LoadedModel, Measurement, MemoryTerms, ModelSpec,
     testing::{
         D, adder, bytes, f32s, gather, i64s, key, node, request, request_of, slow, value, weight,
     },
@@ -92,15 +92,120 @@ async fn a_pinned_model_stays_and_what_finds_no_room_beside_it_is_refused() {
     let error = bring(&plane, &key(9), product(880, 0.5).into()).await.unwrap_err();
     assert!(matches!(error, LoadError::NoRoom { .. }), "{error}");
     let upload = plane.inspect(spec(product(880, 0.5), pinned())).await.unwrap();
-    let has_room = |name: &str| plane.has_room(&upload, &key(1).tenant, &name.parse().unwrap());
-    assert!(matches!(has_room("other"), Err(LoadError::NoRoom { .. })));
+    let may_pin = |name: &str| plane.may_pin(&upload, &key(1).tenant, &name.parse().unwrap());
+    assert!(matches!(may_pin("other"), Err(LoadError::NoRoom { .. })));
     // It may take the place of its own earlier version.
-    assert_eq!(has_room(key(1).model.as_str()), Ok(()));
+    assert_eq!(may_pin(key(1).model.as_str()), Ok(()));
     drop(upload);
     // Without its pin it makes room as any other.
     plane.unpin(|_| false);
     bring(&plane, &key(9), product(880, 0.5).into()).await.unwrap();
     assert!(plane.loaded(&key(1)).is_none() && plane.loaded(&key(9)).is_some());
+}
+
+fn of(tenant: &str, version: u32) -> ModelKey {
+    ModelKey { tenant: tenant.parse().unwrap(), ..key(version) }
+}
+
+#[tokio::test]
+async fn a_tenant_pins_what_its_terms_allow_and_no_more() {
+    let one = start(u64::MAX).inspect(product(512, 0.5)).await.unwrap().memory_bytes();
+    let limit = 2 * one + one / 2;
+    let terms = move |tenant: &TenantName| MemoryTerms {
+        weight: 1,
+        pinned_bytes_max: if tenant.as_str() == "acme" { limit } else { 0 },
+    };
+    let config = Config { threads: 1, models_bytes_max: 6 * one, ..Config::default() };
+    let plane = InferencePlane::start_with(config, Box::new(terms)).unwrap();
+    let file = || spec(product(512, 0.5), pinned());
+    // At the upload, in the tenant's own words, and for the version that takes another's place.
+    let upload = plane.inspect(file()).await.unwrap();
+    let may_pin = |tenant: &str, name: &str| {
+        plane.may_pin(&upload, &tenant.parse().unwrap(), &name.parse().unwrap())
+    };
+    assert!(matches!(may_pin("beta", "m"), Err(LoadError::PinLimit { held: 0, limit: 0, .. })));
+    for version in 1..=2 {
+        assert_eq!(may_pin("acme", "other"), Ok(()));
+        bring(&plane, &of("acme", version), file()).await.unwrap();
+    }
+    let refused = may_pin("acme", "other");
+    assert!(matches!(refused, Err(LoadError::PinLimit { held, .. }) if held > one), "{refused:?}");
+    assert_eq!(may_pin("acme", "m"), Ok(()));
+    drop(upload);
+    // What is pinned by its options and comes all the same, by a load, is in memory without its pin.
+    bring(&plane, &of("acme", 3), file()).await.unwrap();
+    bring(&plane, &of("beta", 1), file()).await.unwrap();
+    for version in 10..14 {
+        bring(&plane, &of("gamma", version), product(512, 0.5).into()).await.unwrap();
+        assert!(plane.loaded(&of("gamma", version)).is_some());
+    }
+    // Only what fits the limit is sure to be there still.
+    for version in 14..24 {
+        bring(&plane, &of("gamma", version), spec(product(512, 0.5), ModelOptions::default()))
+            .await
+            .unwrap();
+        plane.loaded(&of("acme", 1));
+        plane.loaded(&of("acme", 2));
+    }
+    bring(&plane, &of("delta", 1), product(1024, 0.5).into()).await.unwrap();
+    let there = |tenant, version| plane.peek(&of(tenant, version)).is_some();
+    assert!(there("acme", 1) && there("acme", 2) && there("delta", 1));
+    assert!(!there("acme", 3) && !there("beta", 1));
+}
+
+#[tokio::test]
+async fn a_flood_of_models_of_one_tenant_leaves_those_of_another_in_memory() {
+    let one = start(u64::MAX).inspect(product(256, 0.5)).await.unwrap().memory_bytes();
+    let plane = start(8 * one);
+    bring(&plane, &of("victim", 1), product(256, 0.5).into()).await.unwrap();
+    bring(&plane, &of("victim", 2), product(256, 0.5).into()).await.unwrap();
+    for version in 1..=20 {
+        bring(&plane, &of("flood", version), product(256, 0.5).into()).await.unwrap();
+    }
+    assert!(plane.peek(&of("victim", 1)).is_some() && plane.peek(&of("victim", 2)).is_some());
+    assert!(plane.peek(&of("flood", 20)).is_some() && plane.peek(&of("flood", 1)).is_none());
+}
+
+#[tokio::test]
+async fn loads_of_one_tenant_wait_their_turn_behind_those_of_others() {
+    let plane = crate::testing::plane(1, 8);
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let blocked = {
+        let (plane, key) = (plane.clone(), of("flood", 100));
+        tokio::spawn(async move {
+            let source = move || {
+                let _ = gate.recv();
+                Ok(adder().into())
+            };
+            plane.load(&key, source).await.map(drop)
+        })
+    };
+    let load = |asker: &str, key: ModelKey| {
+        let (plane, order) = (plane.clone(), order.clone());
+        let asker: TenantName = asker.parse().unwrap();
+        tokio::spawn(async move {
+            let (noted, name) = (order.clone(), asker.to_string());
+            let source = move || {
+                noted.lock().unwrap().push(name);
+                Ok(adder().into())
+            };
+            plane.load_for(&asker, &key, source).await.map(drop)
+        })
+    };
+    tokio::task::yield_now().await;
+    // The flood is of a tenant that was granted the victim's models, and asks for many of them.
+    let mut loads: Vec<_> = (1..=20).map(|n| load("flood", of("victim", n))).collect();
+    tokio::task::yield_now().await;
+    loads.push(load("victim", of("victim", 50)));
+    tokio::task::yield_now().await;
+    open.send(()).unwrap();
+    for load in loads {
+        load.await.unwrap().unwrap();
+    }
+    blocked.await.unwrap().unwrap();
+    let place = order.lock().unwrap().iter().position(|asker| asker == "victim");
+    assert!(place.is_some_and(|place| place <= 1), "{place:?}");
 }
 
 #[tokio::test]

@@ -6,7 +6,8 @@ use crate::testing::adder;
 
 fn outcome(script: &str, cpu_s: u64) -> Verdict {
     let arguments = ["-c".into(), script.into()].to_vec();
-    let trial = Trial { cpu_s, wall_per_cpu: 2, ..Trial::new("/bin/sh".into(), arguments) };
+    let trial =
+        Trial { cpu_s, wall_per_cpu: 2, wall_s_min: 1, ..Trial::new("/bin/sh".into(), arguments) };
     trial.run(&ModelSpec::from(adder()))
 }
 
@@ -50,9 +51,24 @@ fn a_program_that_is_not_there_is_the_nodes_own_fault() {
 #[test]
 fn limits_grow_with_the_file() {
     let trial = Trial::new("x".into(), Vec::new());
-    assert_eq!(trial.limits(0), Limits { memory_bytes: 1536 << 20, cpu_s: 30, wall_s: 300 });
+    assert_eq!(trial.limits(0), Limits { memory_bytes: 1536 << 20, cpu_s: 30, wall_s: 90 });
     assert_eq!(
         trial.limits(100 << 20),
-        Limits { memory_bytes: 2336 << 20, cpu_s: 55, wall_s: 550 }
+        Limits { memory_bytes: 2336 << 20, cpu_s: 55, wall_s: 165 }
     );
+    // A small limit leaves a busy machine time enough.
+    assert_eq!(Trial { cpu_s: 1, ..trial }.limits(0).wall_s, 30);
+}
+
+#[test]
+fn a_child_does_not_outlive_a_trial_that_breaks_off() {
+    let child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+    let process = format!("/proc/{}", child.id());
+    assert!(std::fs::exists(&process).unwrap());
+    let running = Running(Mutex::new(child));
+    let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _running = running;
+        panic!("no thread for the watch");
+    }));
+    assert!(broken.is_err() && !std::fs::exists(&process).unwrap());
 }

@@ -176,9 +176,9 @@ async fn upload_model(
         let (options, samples) = (options.clone(), samples.unwrap_or_default());
         move |_| ModelSpec { options, samples, ..bytes.into() }
     });
-    let loaded = app.inference.inspect(spec.await?).await?;
+    let loaded = app.inference.inspect_for(&tenant.name, spec.await?).await?;
     if options.pinned {
-        app.inference.has_room(&loaded, &tenant.name, &name)?;
+        app.inference.may_pin(&loaded, &tenant.name, &name)?;
     }
     let (owner, model, now) = (tenant.name.clone(), name.clone(), OffsetDateTime::now_utc());
     let signature = loaded.signature().clone();

@@ -116,7 +116,7 @@ pub(crate) async fn load(
         let version = version.ok_or_else(|| OipError::unknown_model(name, None))?;
         let (tenant, model) = (caller.tenant.name.clone(), model.name.clone());
         let key = ModelKey { tenant, model, version: number };
-        let found = ResolvedModel { key, version };
+        let found = ResolvedModel { key, version, asker: caller.tenant.name.clone() };
         let loaded = tokio::time::timeout(LOAD_WAIT_MAX, app.models.load_afresh(&found)).await;
         let loaded = loaded.map_err(|_| {
             OipError::unavailable("the model is still being loaded; ask again whether it is ready")

@@ -48,6 +48,12 @@ impl PlansByShape {
         .clone()
     }
 
+    /// Whether it is known what the plan for these shapes is. Asking is no use.
+    pub(super) fn has(&self, shapes: &[TVec<usize>]) -> bool {
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.iter().any(|(known, slot)| known.as_slice() == shapes && slot.get().is_some())
+    }
+
     /// Keeps a plan that was made for these shapes.
     pub(super) fn keep(&self, shapes: &[TVec<usize>], plan: Arc<Plan>) {
         // Where another thread has made one already, that one stays.
