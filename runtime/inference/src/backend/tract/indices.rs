@@ -59,8 +59,8 @@ fn gathered(axis: usize, inputs: &[TValue]) -> Option<bool> {
 fn elements(axis: usize, inputs: &[TValue]) -> Option<bool> {
     let (data, indices) = (inputs.first()?, inputs.get(1)?);
     let end = length(*data.shape().get(axis)?);
-    let sizes = data.shape().iter().zip(indices.shape()).enumerate();
-    let fits = sizes.into_iter().all(|(own, (data, indices))| own == axis || indices <= data);
+    let mut sizes = data.shape().iter().zip(indices.shape()).enumerate();
+    let fits = sizes.all(|(own, (data, indices))| own == axis || indices <= data);
     Some((fits || indices.len() == 0) && all_within(indices, -end, end)?)
 }
 
