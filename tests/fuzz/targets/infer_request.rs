@@ -27,12 +27,12 @@ use request::InferRequest;
 fn read(input: &[u8]) {
     let Some((length, body)) = input.split_first_chunk::<2>() else { return };
     let body = Bytes::copy_from_slice(body);
-    match u16::from_le_bytes(*length) {
-        0 => shapes().iter().for_each(|signature| {
-            let _ = request::read_raw(&body, signature);
-        }),
-        u16::MAX => check(&body, request::read(&body, None)),
-        length => check(&body, request::read(&body, Some(usize::from(length)))),
+    for signature in signatures() {
+        match u16::from_le_bytes(*length) {
+            0 => check(&body, request::read_raw(&body, &signature)),
+            u16::MAX => check(&body, request::read(&body, None, &signature)),
+            length => check(&body, request::read(&body, Some(usize::from(length)), &signature)),
+        }
     }
 }
 
@@ -48,11 +48,23 @@ fn check(body: &[u8], read: Result<InferRequest, OipError>) {
     }
 }
 
-fn shapes() -> [ModelSignature; 3] {
-    [vec![-1, 4], vec![-1, -1, 3], vec![2, 2]].map(|shape| {
-        let input = TensorSpec { name: "x".to_owned(), datatype: DataType::F32, shape };
+fn signatures() -> Vec<ModelSignature> {
+    use DataType::{Bool, F16, F32, F64, I8, I16, I64, U64};
+
+    let shapes = [vec![-1, 4], vec![-1, -1, 3], vec![2, 2], vec![-1]];
+    let types = [F32, F16, F64, I8, I64, U64, Bool];
+    let input = |shape: &Vec<i64>, datatype: DataType| {
+        let input = TensorSpec { name: "x".to_owned(), datatype, shape: shape.clone() };
         ModelSignature { inputs: vec![input], outputs: Vec::new() }
-    })
+    };
+    let alone = shapes.iter().flat_map(|shape| types.map(|datatype| input(shape, datatype)));
+    let named = |(name, datatype, shape): (&str, DataType, [i64; 2])| TensorSpec {
+        name: name.to_owned(),
+        datatype,
+        shape: shape.to_vec(),
+    };
+    let inputs = [("a", I16, [2, 2]), ("b", F32, [2, 1])].map(named).to_vec();
+    alone.chain([ModelSignature { inputs, outputs: Vec::new() }]).collect()
 }
 
 fuzz_target!(|input: &[u8]| read(input));
