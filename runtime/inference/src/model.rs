@@ -201,11 +201,15 @@ impl LoadedModel {
                 delay: core.delay,
                 floor_ns: core.costs.floor_ns(),
             };
-            let claim = match &brief {
+            let brief_ns = match &brief {
                 BriefRuns::Elsewhere => None,
                 BriefRuns::Later(place) if !place.is_vacant() => None,
-                _ => core.brief_ns(&inputs, width).and_then(|ns| scheduler.claim(&ask, ns)),
+                // Guests take far longer than what they ask of the model: those few that ask at once are no batch.
+                BriefRuns::Later(_) => core.brief_ns(&inputs, width),
+                BriefRuns::Here if stats.pending.load(Relaxed) > 0 => None,
+                BriefRuns::Here => core.brief_ns(&inputs, width),
             };
+            let claim = brief_ns.and_then(|ns| scheduler.claim(&ask, ns));
             let (queued_at, pending) = (Instant::now(), Pending::new(stats.clone()));
             let job =
                 Job { core, tenant, inputs, rows, width, deadline, queued_at, reply, pending };
@@ -240,10 +244,9 @@ impl LoadedModel {
 }
 
 impl Core {
-    /// What a call on these inputs is expected to take, if it is brief and no other call of the model waits or runs:
-    /// one that does may be worth a batch.
+    /// What a call on these inputs is expected to take, if it is brief.
     fn brief_ns(&self, inputs: &[Tensor], width: usize) -> Option<u64> {
-        if !self.is_steady || self.stats.pending.load(Relaxed) > 0 {
+        if !self.is_steady {
             return None;
         }
         let specs = &self.program.contract().signature.inputs;

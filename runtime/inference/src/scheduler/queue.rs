@@ -224,8 +224,8 @@ impl<J: Waiting> Queue<J> {
     }
 
     /// Begins a brief call where it was made, so that it takes no place. The tenant must be due: it has no call that
-    /// waits, and where others wait it stands in the normal band and owes nothing. It is charged only where others wait,
-    /// as a tenant alone is never in debt.
+    /// waits, and where others wait it stands in the normal band and owes nothing. It is charged only where others
+    /// wait, as a tenant alone is never in debt.
     pub(crate) fn begin_here(&mut self, ask: &Ask<'_>, estimate_ns: u64) -> Option<Charge> {
         let tenant = self.fair.tenant(ask.tenant, ask.share.weight);
         let others_wait = !self.entries.is_empty();
