@@ -43,6 +43,28 @@ fn packed_numbers_are_refused_before_they_grow() {
     server.still_runs();
 }
 
+#[test]
+fn a_message_that_unpacks_beyond_the_limit_is_refused() {
+    let mut server = Server::start();
+    let free = server.tenant("acme", "free");
+    free.put_model("mul-add", &model("mul-add.onnx")).expect(201);
+    let script = "import gzip, sys; sys.stdout.buffer.write(gzip.compress(bytes(64 << 20)))";
+    let output = std::process::Command::new("python3").args(["-c", script]).output().unwrap();
+    assert!(output.status.success() && output.stdout.len() < 1 << 17);
+    let mut bomb = frame(&output.stdout).to_vec();
+    bomb[0] = 1;
+    let client = client(&server, &free);
+    let before = server.memory_peak_mib();
+    let packed = super::client(&server, &free).with_header("grpc-encoding", "gzip");
+    let answer = packed.unary_bytes::<ModelInferResponse>(&inference("ModelInfer"), bomb.into());
+    let text = refused(answer, code::RESOURCE_EXHAUSTED);
+    assert!(text.contains("1048576"), "{text}");
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 32, "the server went from {before} to {peak} MiB");
+    infer(&client, &row([0.0; 3])).unwrap();
+    server.still_runs();
+}
+
 /// Sends most of a message, and keeps the rest.
 fn hold(client: &GrpcClient, bytes: usize) -> GrpcCall<'_> {
     let mut message = frame(&vec![0; bytes + (256 << 10)]).to_vec();

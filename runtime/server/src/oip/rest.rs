@@ -326,7 +326,14 @@ impl Exchange<'_> {
             let charge = &mut place.charge;
             let packed = encoding.map_or(0, |_| body.len());
             let body = match encoding {
-                Some(encoding) => encoding.unpack_charged(&body, bytes_max, charge)?,
+                Some(encoding) => {
+                    let unpacked = encoding.unpack_charged(&body, bytes_max, charge)?;
+                    unpacked.ok_or_else(|| {
+                        let mib = bytes_max >> 20;
+                        let text = format!("the body unpacks to more than the limit of {mib} MiB");
+                        OipError::invalid(text)
+                    })?
+                }
                 None => body,
             };
             let json = json_length.unwrap_or(body.len()).min(body.len()) as u64;

@@ -85,8 +85,7 @@ impl Frames {
         };
         let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
         if length > self.bytes_max {
-            let text = format!("the message is longer than the limit of {} bytes", self.bytes_max);
-            return Err(OipError::TooLarge(text));
+            return Err(too_long(self.bytes_max));
         }
         self.unread = length;
         Ok(Some(Head { is_packed, length }))
@@ -139,6 +138,10 @@ impl Frames {
     }
 }
 
+fn too_long(bytes_max: usize) -> OipError {
+    OipError::TooLarge(format!("the message is longer than the limit of {bytes_max} bytes"))
+}
+
 fn broke_off() -> OipError {
     OipError::invalid("the request broke off before its message was whole")
 }
@@ -156,7 +159,11 @@ impl Frame {
     /// The message's bytes. Takes long where they are packed.
     pub(super) fn unpack(self, charge: &mut Charge) -> Result<Bytes, OipError> {
         match self.is_packed {
-            true => Encoding::Gzip.unpack_charged(&self.bytes, self.bytes_max, charge),
+            true => {
+                let unpacked =
+                    Encoding::Gzip.unpack_charged(&self.bytes, self.bytes_max, charge)?;
+                unpacked.ok_or_else(|| too_long(self.bytes_max))
+            }
             false => Ok(self.bytes),
         }
     }
