@@ -157,9 +157,9 @@ impl Model for LoadedModel {
     }
 
     fn infer(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
-        // Nothing is done for a call that will be refused.
-        let refused = self.core.health.refusal(&request.tenant).is_some();
-        let responses = self.responses.as_ref().filter(|_| !refused);
+        // Nothing is looked up for a call that will be refused.
+        let is_refused = || self.core.health.refusal(&request.tenant).is_some();
+        let responses = self.responses.as_ref().filter(|_| !is_refused());
         let lookup = responses.map(|responses| responses.look_up(&request));
         match lookup {
             Some(Lookup::Hit(output)) => Box::pin(ready(Ok(output))),
@@ -244,9 +244,10 @@ impl LoadedModel {
 }
 
 impl Core {
-    /// What a call on these inputs is expected to take, if it is brief.
+    /// What a call on these inputs is expected to take, if it is brief. One that its owner wants to wait for company is
+    /// not.
     fn brief_ns(&self, inputs: &[Tensor], width: usize) -> Option<u64> {
-        if !self.is_steady {
+        if !self.is_steady || !self.delay.is_zero() {
             return None;
         }
         let specs = &self.program.contract().signature.inputs;

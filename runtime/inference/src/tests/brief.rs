@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use futures::FutureExt;
-use sandpiper_domain::{BriefRuns, Deferred, InferenceRequest, Model, NamedTensor};
+use sandpiper_domain::{BriefRuns, Deferred, InferenceRequest, Model, ModelOptions, NamedTensor};
 use tract_onnx::pb::{GraphProto, TensorProto, tensor_proto::DataType as Onnx};
 
 use super::plane::{busy, depth};
 use crate::{
-    LoadedModel,
-    testing::{D, adder, bytes, f32s, i64s, integers, node, plane, request, request_of, value},
+    LoadedModel, ModelSpec,
+    testing::{
+        self, D, adder, bytes, f32s, i64s, integers, node, plane, request, request_of, value,
+    },
 };
 
 fn row() -> Vec<NamedTensor> {
@@ -64,6 +66,11 @@ async fn what_may_take_long_is_for_the_compute_threads() {
     depth(&plane, 1).await;
     assert!(waits(&adder, row()).is_none());
     first.abort();
+    // A model whose calls are to wait for company.
+    let options = ModelOptions { max_delay_us: 1_000_000, ..ModelOptions::default() };
+    let patient = ModelSpec { options, ..testing::adder().into() };
+    let patient = plane.inspect(patient).await.unwrap();
+    assert!(waits(&patient, row()).is_none(), "a delay");
     busy.abort();
 }
 
