@@ -128,6 +128,23 @@ def session(name):
     return onnxruntime.InferenceSession(model_file(name), providers=["CPUExecutionProvider"])
 
 
+def same(given, model, named, rtol=1e-5, atol=1e-6):
+    """Compares outputs by name with what onnxruntime says to the same inputs."""
+    import numpy as np
+
+    one = session(model)
+    names = [output.name for output in one.get_outputs()]
+    expected = dict(zip(names, one.run(names, named)))
+    assert given and set(given) <= set(expected), given.keys()
+    for name, array in given.items():
+        assert array.dtype == expected[name].dtype, (name, array.dtype, expected[name].dtype)
+        assert array.shape == expected[name].shape, (name, array.shape)
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(array, expected[name], rtol=rtol, atol=atol)
+        else:
+            np.testing.assert_array_equal(array, expected[name])
+
+
 def scripts(wanted):
     found = [path for path in HERE.glob("*.py") if path != Path(__file__).resolve()]
     found += HERE.glob("*/checks.py")

@@ -10,7 +10,7 @@ import numpy as np
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from harness import model_file, session
+from harness import model_file, same, session
 
 IRIS = np.array([[5.1, 3.5, 1.4, 0.2], [7.0, 3.2, 4.7, 1.4], [6.3, 3.3, 6.0, 2.5]], np.float32)
 ALGORITHMS = [None, "gzip", "deflate"]
@@ -47,20 +47,6 @@ def triton_type(array):
     from tritonclient.utils import np_to_triton_dtype
 
     return np_to_triton_dtype(array.dtype)
-
-
-def same(given, model, named, rtol=1e-5, atol=1e-6):
-    one = session(model)
-    names = [output.name for output in one.get_outputs()]
-    expected = dict(zip(names, one.run(names, named)))
-    assert given and set(given) <= set(expected), given.keys()
-    for name, array in given.items():
-        assert array.dtype == expected[name].dtype, (name, array.dtype, expected[name].dtype)
-        assert array.shape == expected[name].shape, (name, array.shape)
-        if array.dtype.kind == "f":
-            np.testing.assert_allclose(array, expected[name], rtol=rtol, atol=atol)
-        else:
-            np.testing.assert_array_equal(array, expected[name])
 
 
 def refused(status, call, *arguments, **options):

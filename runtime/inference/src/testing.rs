@@ -221,6 +221,19 @@ pub(crate) fn f32s(name: &str, shape: &[u64], values: &[f32]) -> NamedTensor {
     named(name, DataType::F32, shape, data)
 }
 
+/// `y = concat(a, b)` on axis 1. tract refuses to join two symbols, and so makes a plan for each set of shapes.
+pub(crate) fn joined() -> Bytes {
+    bytes(GraphProto {
+        node: vec![with_int(node("Concat", &["a", "b"], &["y"]), "axis", 1)],
+        input: vec![
+            value("a", Onnx::Float, &[D::N("N"), D::Free]),
+            value("b", Onnx::Float, &[D::N("M"), D::F(1)]),
+        ],
+        output: vec![value("y", Onnx::Float, &[D::N("N"), D::Free])],
+        ..Default::default()
+    })
+}
+
 pub(crate) fn i64s(name: &str, values: &[i64]) -> NamedTensor {
     let data = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
     named(name, DataType::I64, &[values.len() as u64], data)

@@ -301,18 +301,7 @@ fn what_cannot_be_in_time_is_refused() {
 /// A call that asks to run where it was made.
 fn claim(house: &mut House, tenant: usize, share: Share) -> Option<Charge> {
     let name = name(tenant);
-    let ask = Ask {
-        tenant: &name,
-        share,
-        model: 2,
-        rows: 1,
-        group: None,
-        with_others: true,
-        deadline: None,
-        delay: Duration::ZERO,
-        floor_ns: 0,
-    };
-    house.queue.begin_here(&ask, 10_000)
+    house.queue.begin_here(&Ask { model: 2, ..ask(&name, share) }, 10_000)
 }
 
 #[test]

@@ -6,8 +6,8 @@ use tract_onnx::pb::{GraphProto, TensorProto, tensor_proto::DataType as Onnx};
 use crate::{
     LoadError,
     testing::{
-        D, adder, bytes, f32s, gather, i64s, infer, integers, load, named, node, unranked, value,
-        weight, with_int,
+        D, adder, bytes, f32s, gather, i64s, infer, integers, joined, load, named, node, unranked,
+        value, weight, with_int,
     },
 };
 
@@ -250,18 +250,7 @@ fn a_product_never_reads_past_its_operands() {
 
 #[test]
 fn graphs_without_a_symbolic_plan_are_planned_by_shape() {
-    // tract refuses to join two symbols, and so makes a plan for each set of shapes.
-    let joined = with_int(node("Concat", &["a", "b"], &["y"]), "axis", 1);
-    let model = load(bytes(GraphProto {
-        node: vec![joined],
-        input: vec![
-            value("a", Onnx::Float, &[D::N("N"), D::Free]),
-            value("b", Onnx::Float, &[D::N("M"), D::F(1)]),
-        ],
-        output: vec![value("y", Onnx::Float, &[D::N("N"), D::Free])],
-        ..Default::default()
-    }))
-    .unwrap();
+    let model = load(joined()).unwrap();
     assert_eq!(model.signature().outputs, [spec("y", DataType::F32, &[-1, -1])]);
     // More shapes than plans are kept, and the first ones again.
     for rows in (1..40).chain([1, 2, 3]) {

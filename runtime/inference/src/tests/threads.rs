@@ -12,7 +12,6 @@ use std::{
 
 use futures::FutureExt;
 use sandpiper_domain::{Model, ModelOptions, Tensor};
-use tract_onnx::pb::{GraphProto, tensor_proto::DataType as Onnx};
 
 use super::plane::busy;
 use crate::{
@@ -22,23 +21,8 @@ use crate::{
     contract::Contract,
     footprint::Footprint,
     scheduler::Scheduler,
-    testing::{D, adder, bytes, f32s, key, node, plane, request, value},
+    testing::{adder, f32s, joined, key, plane, request},
 };
-
-/// tract refuses to join two symbols, and so makes a plan for each set of shapes.
-fn joined() -> bytes::Bytes {
-    let mut joined = node("Concat", &["a", "b"], &["y"]);
-    joined = crate::testing::with_int(joined, "axis", 1);
-    bytes(GraphProto {
-        node: vec![joined],
-        input: vec![
-            value("a", Onnx::Float, &[D::N("N"), D::Free]),
-            value("b", Onnx::Float, &[D::N("M"), D::F(1)]),
-        ],
-        output: vec![value("y", Onnx::Float, &[D::N("N"), D::Free])],
-        ..Default::default()
-    })
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plans_for_new_shapes_are_made_on_no_compute_thread() {

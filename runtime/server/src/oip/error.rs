@@ -36,10 +36,6 @@ pub(crate) enum OipError {
     /// The time that the request or the tenant's tier gave is over.
     #[error("{0}")]
     DeadlineExceeded(String),
-    /// The caller gave up.
-    #[allow(dead_code, reason = "gRPC's streams tell it")]
-    #[error("the request was cancelled")]
-    Cancelled,
     /// The cause is in the log.
     #[error("{0}")]
     Internal(String),
@@ -112,7 +108,6 @@ impl OipError {
             OipError::Unsupported(_) => "unsupported",
             OipError::TooLarge(_) => "too_large",
             OipError::DeadlineExceeded(_) => "deadline_exceeded",
-            OipError::Cancelled => "cancelled",
             OipError::Internal(_) => "internal",
         }
     }

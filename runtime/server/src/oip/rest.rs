@@ -74,7 +74,7 @@ impl From<OipError> for Failure {
         let status = match error {
             OipError::InvalidArgument(_) => StatusCode::BAD_REQUEST,
             OipError::NotFound(_) => StatusCode::NOT_FOUND,
-            OipError::Unavailable { .. } | OipError::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+            OipError::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             OipError::TooManyRequests(_) => StatusCode::TOO_MANY_REQUESTS,
             OipError::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             OipError::PermissionDenied(_) => StatusCode::FORBIDDEN,

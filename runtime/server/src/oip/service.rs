@@ -175,7 +175,6 @@ pub(crate) fn model_ready(
 }
 
 /// Runs one inference. The caller has been let in: see [`Caller::enter`]. Dropping the future cancels the call.
-#[allow(dead_code, reason = "gRPC has the whole request before it looks the model up")]
 pub(crate) async fn infer(
     app: &App,
     caller: &Caller,

@@ -57,7 +57,6 @@ impl From<OipError> for Status {
             OipError::Unsupported(_) => Status::unimplemented(text),
             OipError::TooLarge(_) => Status::resource_exhausted(text),
             OipError::DeadlineExceeded(_) => Status::deadline_exceeded(text),
-            OipError::Cancelled => Status::cancelled(text),
             OipError::Internal(_) => Status::internal(text),
         }
     }
