@@ -14,6 +14,7 @@ mod functions;
 mod model_metrics;
 mod models;
 mod oip;
+mod priority;
 mod respond;
 mod samples;
 mod telemetry;
@@ -27,6 +28,7 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let settings = config::Settings::load(&options)?;
     let metrics = telemetry::init(options.log_format, &settings.log_filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .on_thread_start(priority::ask_for_a_short_slice)
         .thread_name("serve")
         // Brief inferences run there, and running a graph recurses. The memory is reserved, not used.
         .thread_stack_size(16 << 20)
