@@ -40,7 +40,10 @@ fn the_shipped_numbers_are_the_design_s() {
     assert_eq!(shipped("free").sandbox, sandbox([64, 50, 5_000, 1, 8]));
     assert_eq!(shipped("standard").sandbox, sandbox([128, 1_000, 30_000, 16, 64]));
     assert_eq!(shipped("dedicated").sandbox, sandbox([512, 10_000, 300_000, 64, 256]));
+}
 
+#[test]
+fn so_are_those_of_whole_tenants() {
     let free = TenantLimits {
         concurrency: 4,
         sandboxes: 16,
