@@ -152,7 +152,7 @@ impl TenantAdmission {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
-    use sandpiper_domain::{Band, RateLimit};
+    use sandpiper_domain::{Band, Budget, RateLimit};
 
     use super::*;
     use crate::budget::ByteBudget;
@@ -160,6 +160,10 @@ mod tests {
     fn tenant(concurrency: u32, queue: u32, rate: Option<RateLimit>) -> TenantAdmission {
         let limits = TenantLimits {
             concurrency,
+            sandboxes: 4 * concurrency,
+            jobs: 1,
+            batch_mib: 1,
+            budget: Budget::default(),
             queue,
             rate,
             functions: 1,

@@ -6,17 +6,24 @@
 mod admission;
 mod api;
 mod app;
+mod batches;
 mod budget;
 mod config;
 mod dispatch;
 mod edge;
+mod fleet;
 mod functions;
+mod jobs;
 mod model_metrics;
 mod models;
 mod oip;
 mod priority;
 mod respond;
+mod rollouts;
 mod samples;
+mod scaling;
+mod shutdown;
+mod sticky;
 mod telemetry;
 
 pub use config::{LogFormat, ServeOptions, TRIAL_ARGUMENT};

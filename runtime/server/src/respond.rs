@@ -35,7 +35,7 @@ impl Problem {
         Problem { hint: Some(hint.into()), ..self }
     }
 
-    fn retry_after(self, seconds: u32) -> Self {
+    pub(crate) fn retry_after(self, seconds: u32) -> Self {
         Problem { retry_after_s: Some(seconds), ..self }
     }
 
@@ -173,6 +173,7 @@ impl From<CatalogError> for Problem {
             CatalogError::Store(_) => return Problem::internal(error),
             CatalogError::AlreadyExists { .. } => (StatusCode::CONFLICT, "already_exists"),
             CatalogError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+            CatalogError::Failed { .. } => (StatusCode::CONFLICT, "version_failed"),
             CatalogError::Conflict => (StatusCode::CONFLICT, "conflict"),
             CatalogError::LimitReached { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit_reached"),
             CatalogError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),

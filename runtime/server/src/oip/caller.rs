@@ -50,7 +50,7 @@ impl Caller {
 
     /// Whose names count: the tenant's own models, and `owner/name` where they are granted.
     pub(crate) fn scope(&self) -> ModelScope {
-        ModelScope { tenant: self.tenant.name.clone(), bindings: None }
+        ModelScope { tenant: self.tenant.name.clone(), bindings: None, pins: Default::default() }
     }
 
     /// Lets one inference in, under the tenant's rate and concurrency. The place must live until the answer is sent.
