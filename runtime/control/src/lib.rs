@@ -19,8 +19,8 @@ pub use catalog::{
 };
 pub use error::{CatalogError, KeyError, OpenError};
 pub use jobs::{
-    BatchView, BlobWriter, CommitObserver, DueWebhook, JobFilter, JobView, NewBatch, NewShard, PinnedWork, ReadyWork,
-    ResultView, Shard, ShardView, SqliteJobs,
+    BatchView, BlobWriter, CommitObserver, DueWebhook, JobFilter, JobView, NewBatch, NewShard,
+    PinnedWork, ReadyWork, ResultView, Shard, ShardView, SqliteJobs,
 };
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use sandpiper_domain::{
-    BoxFuture, Digest, End, FunctionName, JobError, JobId, JobResult, JobState, Lane, NewJob, Selector, TenantName,
+    BoxFuture, Digest, End, FunctionName, JobError, JobId, JobResult, JobState, Lane, NewJob,
+    Selector, TenantName,
 };
 
 use super::{
@@ -32,6 +33,8 @@ pub struct NewBatch {
     pub path: String,
     /// The lines.
     pub input: PinnedWork,
+    /// Each line names a blob, which is what the function gets.
+    pub of_blobs: bool,
     /// How many.
     pub lines: u64,
     /// Their parts, in order.
@@ -86,6 +89,8 @@ pub struct Shard {
     pub batch: JobId,
     /// The batch's lines.
     pub input: Digest,
+    /// Each line names a blob, which is what the function gets.
+    pub of_blobs: bool,
     /// The function's own path.
     pub path: String,
     /// The part.
@@ -136,7 +141,7 @@ fn create(connection: &Connection, batch: &NewBatch) -> Result<(), JobError> {
     let ended = batch.shards.is_empty();
     run(
         connection,
-        "INSERT INTO batches VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0, 0, ?9, ?10, ?11, ?12)",
+        "INSERT INTO batches VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, 0, 0, ?10, ?11, ?12, ?13)",
         params![
             key(batch.id),
             batch.tenant.as_str(),
@@ -144,6 +149,7 @@ fn create(connection: &Connection, batch: &NewBatch) -> Result<(), JobError> {
             batch.selector.to_string(),
             batch.path,
             batch.input.digest().0,
+            batch.of_blobs,
             batch.lines.cast_signed(),
             batch.shards.len() as i64,
             state_number(if ended { JobState::Done } else { JobState::Pending }),
@@ -165,7 +171,12 @@ fn create(connection: &Connection, batch: &NewBatch) -> Result<(), JobError> {
                 key(shard.job),
             ],
         )?;
-        steps::insert(connection, &job_of(batch, shard), &Kept::Inline(Bytes::new()), batch.created_ms)?;
+        steps::insert(
+            connection,
+            &job_of(batch, shard),
+            &Kept::Inline(Bytes::new()),
+            batch.created_ms,
+        )?;
     }
     Ok(())
 }
@@ -243,7 +254,12 @@ pub(super) fn expire(connection: &Connection, now_ms: u64) -> Result<(), JobErro
     run(connection, "DELETE FROM blobs WHERE expires_ms <= ?1", now).map(drop)
 }
 
-fn cancel(connection: &Connection, tenant: &TenantName, id: JobId, now_ms: u64) -> Result<Vec<JobId>, JobError> {
+fn cancel(
+    connection: &Connection,
+    tenant: &TenantName,
+    id: JobId,
+    now_ms: u64,
+) -> Result<Vec<JobId>, JobError> {
     let state: Option<i64> = connection
         .query_row(
             "SELECT state FROM batches WHERE id = ?1 AND tenant = ?2",
@@ -297,7 +313,8 @@ impl SqliteJobs {
         now_ms: u64,
     ) -> Answer<()> {
         self.inner.submit(move |connection| {
-            let result = JobResult { status: 200, headers: Vec::new(), body: Bytes::new(), version };
+            let result =
+                JobResult { status: 200, headers: Vec::new(), body: Bytes::new(), version };
             steps::ack(connection, job, token, &End::Done(result), None, now_ms)?;
             shard_ended(connection, job, Some(output.digest()), Some(failed_lines), now_ms)
         })
@@ -306,8 +323,8 @@ impl SqliteJobs {
     /// The shard that a job is for. Blocks.
     pub fn shard(&self, job: JobId) -> Result<Shard, JobError> {
         self.read(|connection| {
-            let sql = "SELECT s.batch, b.input, b.path, s.first_line, s.lines, s.offset, s.bytes FROM shards s \
-                JOIN batches b ON b.id = s.batch WHERE s.job = ?1";
+            let sql = "SELECT s.batch, b.input, b.path, s.first_line, s.lines, s.offset, s.bytes, \
+                b.of_blobs FROM shards s JOIN batches b ON b.id = s.batch WHERE s.job = ?1";
             let mut statement = connection.prepare_cached(sql).map_err(failed)?;
             let mut rows = statement.query(params![key(job)]).map_err(failed)?;
             let row = rows.next().map_err(failed)?.ok_or(JobError::NotFound)?;
@@ -316,6 +333,7 @@ impl SqliteJobs {
                 batch: id_of(&row.get::<_, Vec<u8>>(0).map_err(failed)?)?,
                 input: digest_of(&row.get::<_, Vec<u8>>(1).map_err(failed)?)?,
                 path: row.get(2).map_err(failed)?,
+                of_blobs: row.get(7).map_err(failed)?,
                 part: NewShard {
                     job,
                     first_line: count(3)?,
@@ -340,7 +358,9 @@ impl SqliteJobs {
     /// Batches of a tenant, the newest first. Blocks.
     pub fn batches(&self, tenant: &TenantName, limit: u32) -> Result<Vec<BatchView>, JobError> {
         self.read(|connection| {
-            let sql = format!("SELECT {COLUMNS} FROM batches WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2");
+            let sql = format!(
+                "SELECT {COLUMNS} FROM batches WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2"
+            );
             let mut statement = connection.prepare_cached(&sql).map_err(failed)?;
             let mut rows = statement.query(params![tenant.as_str(), limit]).map_err(failed)?;
             let mut batches = Vec::new();
@@ -374,7 +394,11 @@ impl SqliteJobs {
 }
 
 /// A job that was given up may be a shard.
-pub(super) fn given_up(connection: &Connection, place: &Place, now_ms: u64) -> Result<(), JobError> {
+pub(super) fn given_up(
+    connection: &Connection,
+    place: &Place,
+    now_ms: u64,
+) -> Result<(), JobError> {
     match place.lane {
         Lane::Batch => shard_ended(connection, place.id, None, None, now_ms),
         Lane::Interactive | Lane::Job => Ok(()),

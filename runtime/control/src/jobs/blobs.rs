@@ -132,7 +132,8 @@ impl SqliteJobs {
     pub fn blob_writer(&self) -> Result<BlobWriter, JobError> {
         let work = self.inner.work.clone();
         let file = work.blobs.temporary();
-        let file = file.map_err(|error| StoreError::Failed(format!("cannot make a blob: {error}")))?;
+        let file =
+            file.map_err(|error| StoreError::Failed(format!("cannot make a blob: {error}")))?;
         Ok(BlobWriter { file, hash: Sha256::new(), size: 0, work })
     }
 
@@ -204,7 +205,8 @@ impl SqliteJobs {
         now_ms: u64,
     ) -> Result<Option<u64>, JobError> {
         self.read(|connection| {
-            let sql = "SELECT size FROM blobs WHERE tenant = ?1 AND digest = ?2 AND expires_ms > ?3";
+            let sql =
+                "SELECT size FROM blobs WHERE tenant = ?1 AND digest = ?2 AND expires_ms > ?3";
             let key = params![tenant.as_str(), digest.0, now_ms.cast_signed()];
             let size = connection.query_row(sql, key, |row| row.get::<_, i64>(0)).optional();
             Ok(size.map_err(failed)?.map(i64::cast_unsigned))

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 use rusqlite::Connection;
 use sandpiper_domain::{
-    Again, BoxFuture, End, Enqueued, FunctionName, JobError, JobId, JobQueue, JobState, Lane, Lease, NewJob,
-    StoreError, TenantName,
+    Again, BoxFuture, End, Enqueued, FunctionName, JobError, JobId, JobQueue, JobState, Lane,
+    Lease, NewJob, StoreError, TenantName,
 };
 
 mod batch;
@@ -27,9 +27,9 @@ mod webhook;
 mod writer;
 
 pub use batch::{BatchView, NewBatch, NewShard, Shard, ShardView};
+use blobs::Work;
 pub use blobs::{BlobWriter, PinnedWork};
 pub use read::{JobFilter, JobView, ResultView};
-use blobs::Work;
 use steps::Kept;
 pub use webhook::DueWebhook;
 pub use writer::CommitObserver;
@@ -102,7 +102,12 @@ impl SqliteJobs {
     }
 
     /// The next job of `tenant` that must run with no other beside it.
-    pub fn lease_apart(&self, tenant: TenantName, now_ms: u64, until_ms: u64) -> Answer<Vec<Lease>> {
+    pub fn lease_apart(
+        &self,
+        tenant: TenantName,
+        now_ms: u64,
+        until_ms: u64,
+    ) -> Answer<Vec<Lease>> {
         self.inner.clone().lease(tenant, row::APART, 1, now_ms, until_ms)
     }
 
@@ -120,7 +125,10 @@ impl SqliteJobs {
         })
     }
 
-    fn read<T>(&self, look: impl FnOnce(&Connection) -> Result<T, JobError>) -> Result<T, JobError> {
+    fn read<T>(
+        &self,
+        look: impl FnOnce(&Connection) -> Result<T, JobError>,
+    ) -> Result<T, JobError> {
         look(&self.inner.reader.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -6,7 +6,9 @@ use sandpiper_domain::{FunctionName, JobError, JobId, JobState, Lane, TenantName
 
 use super::{
     SqliteJobs, failed,
-    row::{damaged, digest_of, headers_of, id_of, key, lane_number, number, state_number, state_of},
+    row::{
+        damaged, digest_of, headers_of, id_of, key, lane_number, number, state_number, state_of,
+    },
 };
 
 /// A job as its owner sees it.
@@ -94,7 +96,8 @@ impl SqliteJobs {
     /// One job of a tenant. Blocks.
     pub fn get(&self, tenant: &TenantName, id: JobId) -> Result<Option<JobView>, JobError> {
         self.read(|connection| {
-            let sql = format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1 AND tenant = ?2 AND lane = 1");
+            let sql =
+                format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1 AND tenant = ?2 AND lane = 1");
             let mut statement = connection.prepare_cached(&sql).map_err(failed)?;
             let mut rows = statement.query(params![key(id), tenant.as_str()]).map_err(failed)?;
             rows.next().map_err(failed)?.map(view).transpose()

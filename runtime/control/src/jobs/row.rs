@@ -161,8 +161,7 @@ pub(super) struct Loaded {
     pub(super) blob: Option<Digest>,
 }
 
-const LOAD: &str =
-    "SELECT j.tenant, j.function, j.selector, j.lane, j.priority, j.created_ms, j.ready_ms, \
+const LOAD: &str = "SELECT j.tenant, j.function, j.selector, j.lane, j.priority, j.created_ms, j.ready_ms, \
     j.deadline_ms, j.attempts, j.attempts_max, j.crashes, j.timeout_ms, j.result_ttl_ms, j.webhook, \
     p.request, p.body, p.body_blob FROM jobs j JOIN payloads p ON p.id = j.id WHERE j.id = ?1";
 

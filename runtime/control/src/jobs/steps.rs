@@ -56,7 +56,12 @@ fn ids(connection: &Connection, sql: &str, parameters: impl rusqlite::Params) ->
     Ok(ids)
 }
 
-pub(super) fn enqueue(connection: &Connection, job: &NewJob, body: &Kept, now_ms: u64) -> Done<Enqueued> {
+pub(super) fn enqueue(
+    connection: &Connection,
+    job: &NewJob,
+    body: &Kept,
+    now_ms: u64,
+) -> Done<Enqueued> {
     if let Some((name, fingerprint)) = &job.idempotency {
         let known: Option<(Vec<u8>, Vec<u8>)> = connection
             .prepare_cached(
@@ -69,7 +74,11 @@ pub(super) fn enqueue(connection: &Connection, job: &NewJob, body: &Kept, now_ms
             .map_err(failed)?;
         if let Some((id, known)) = known {
             let same = digest_of(&known)? == *fingerprint;
-            return if same { Ok(Enqueued::Known(id_of(&id)?)) } else { Err(JobError::KeyConflict) };
+            return if same {
+                Ok(Enqueued::Known(id_of(&id)?))
+            } else {
+                Err(JobError::KeyConflict)
+            };
         }
     }
     let waiting = count_waiting(connection, &job.tenant)?;
@@ -192,7 +201,13 @@ pub(super) fn promote(connection: &Connection, now_ms: u64) -> Done<()> {
 }
 
 /// Takes the lease of a job away and lets it run again, unless it has had all its attempts.
-fn give_back(connection: &Connection, id: JobId, now_ms: u64, crashed: bool, why: &str) -> Done<()> {
+fn give_back(
+    connection: &Connection,
+    id: JobId,
+    now_ms: u64,
+    crashed: bool,
+    why: &str,
+) -> Done<()> {
     let Some(mut place) = Place::load(connection, id)? else { return Ok(()) };
     unlease(connection, &place)?;
     if crashed {
@@ -217,13 +232,7 @@ fn again(connection: &Connection, place: &Place, error: Option<&str>, now_ms: u6
         connection,
         "UPDATE jobs SET state = 0, attempts = ?2, crashes = ?3, ready_ms = ?4, lease = 0, lease_until_ms = 0, \
          error = ?5 WHERE id = ?1",
-        params![
-            key(place.id),
-            place.attempts,
-            place.crashes,
-            place.ready_ms.cast_signed(),
-            error
-        ],
+        params![key(place.id), place.attempts, place.crashes, place.ready_ms.cast_signed(), error],
     )?;
     into_list(connection, place, now_ms)?;
     add_waiting(connection, &place.tenant, 1)
@@ -264,7 +273,9 @@ fn finish(
     // A dead job may be sent on its way again, and needs its request for that.
     match state {
         JobState::Dead => batch::given_up(connection, place, now_ms),
-        _ => run(connection, "DELETE FROM payloads WHERE id = ?1", params![key(place.id)]).map(drop),
+        _ => {
+            run(connection, "DELETE FROM payloads WHERE id = ?1", params![key(place.id)]).map(drop)
+        }
     }
 }
 
@@ -277,9 +288,11 @@ pub(super) fn lease(
     now_ms: u64,
     until_ms: u64,
 ) -> Done<Vec<(Loaded, u64)>> {
-    let heads = "SELECT id FROM ready WHERE tenant = ?1 AND lane = ?2 ORDER BY rank, ready_ms, id LIMIT ?3";
+    let heads =
+        "SELECT id FROM ready WHERE tenant = ?1 AND lane = ?2 ORDER BY rank, ready_ms, id LIMIT ?3";
     let mut leases = Vec::new();
-    for id in ids(connection, heads, params![tenant.as_str(), list, (count as i64).min(MOVED_MAX)])? {
+    for id in ids(connection, heads, params![tenant.as_str(), list, (count as i64).min(MOVED_MAX)])?
+    {
         let Some(mut place) = Place::load(connection, id)? else { continue };
         out_of_list(connection, &place)?;
         add_waiting(connection, tenant, -1)?;
@@ -342,7 +355,13 @@ pub(super) fn ack(
     }
 }
 
-pub(super) fn nack(connection: &Connection, id: JobId, token: u64, back: &Again, now_ms: u64) -> Done<()> {
+pub(super) fn nack(
+    connection: &Connection,
+    id: JobId,
+    token: u64,
+    back: &Again,
+    now_ms: u64,
+) -> Done<()> {
     let mut place = held(connection, id, token)?;
     unlease(connection, &place)?;
     if !back.counts {
@@ -370,7 +389,12 @@ pub(super) fn reclaim(connection: &Connection, now_ms: u64, crashed: bool) -> Do
     Ok(all.len())
 }
 
-pub(super) fn cancel(connection: &Connection, tenant: &TenantName, id: JobId, now_ms: u64) -> Done<JobState> {
+pub(super) fn cancel(
+    connection: &Connection,
+    tenant: &TenantName,
+    id: JobId,
+    now_ms: u64,
+) -> Done<JobState> {
     let place = Place::load(connection, id)?.filter(|place| place.tenant == *tenant);
     let place = place.ok_or(JobError::NotFound)?;
     match place.state {
@@ -442,7 +466,9 @@ pub(super) fn expire(connection: &Connection, now_ms: u64) -> Done<usize> {
             .and_then(|mut s| s.query_row(params![key(*id)], |row| row.get(0)).optional())
             .map_err(failed)?;
         // A job that was sent on its way again has another time, or none yet.
-        let Some(Some(expires)) = expires.filter(|at| at.is_some_and(|at| at <= now)) else { continue };
+        let Some(Some(expires)) = expires.filter(|at| at.is_some_and(|at| at <= now)) else {
+            continue;
+        };
         run(connection, "DELETE FROM results WHERE id = ?1", params![key(*id)])?;
         let gone = expires.saturating_add(TOMBSTONE_MS.cast_signed());
         if gone > now {
@@ -478,4 +504,3 @@ pub(super) fn ready(connection: &Connection) -> Done<(Vec<(TenantName, i64)>, Op
         .map_err(failed)?;
     Ok((found, due.map(i64::cast_unsigned)))
 }
-

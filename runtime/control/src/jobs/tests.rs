@@ -1,13 +1,38 @@
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+};
 
-use futures::executor::block_on;
 use proptest::prelude::*;
 use sandpiper_domain::{
-    Again, Digest, End, Enqueued, JobError, JobId, JobQueue, JobRequest, JobResult, JobState, Lane, NewJob,
+    Again, Digest, End, Enqueued, JobError, JobId, JobQueue, JobRequest, JobResult, JobState, Lane,
+    NewJob,
 };
 
 use super::SqliteJobs;
 use crate::DataFolder;
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
 
 fn open(home: &tempfile::TempDir) -> SqliteJobs {
     let folder = DataFolder::open(home.path().join("data")).unwrap();
@@ -20,7 +45,11 @@ fn job(number: u128) -> NewJob {
         tenant: "acme".parse().unwrap(),
         function: "f".parse().unwrap(),
         selector: Default::default(),
-        request: JobRequest { method: "GET".into(), path_and_query: "/".into(), headers: Vec::new() },
+        request: JobRequest {
+            method: "GET".into(),
+            path_and_query: "/".into(),
+            headers: Vec::new(),
+        },
         body: "body".into(),
         lane: Lane::Job,
         priority: 5,
@@ -37,7 +66,12 @@ fn job(number: u128) -> NewJob {
 }
 
 fn done() -> End {
-    End::Done(JobResult { status: 201, headers: vec![("a".into(), b"b".to_vec())], body: "yes".into(), version: 3 })
+    End::Done(JobResult {
+        status: 201,
+        headers: vec![("a".into(), b"b".to_vec())],
+        body: "yes".into(),
+        version: 3,
+    })
 }
 
 fn state(jobs: &SqliteJobs, id: JobId) -> JobState {
@@ -121,7 +155,10 @@ fn an_expired_lease_and_a_crash_give_the_job_back() {
 fn equal_keys_are_one_job_even_in_one_commit() {
     let home = tempfile::tempdir().unwrap();
     let jobs = open(&home);
-    let with_key = |number, print| NewJob { idempotency: Some(("k".into(), Digest([print; 32]))), ..job(number) };
+    let with_key = |number, print| NewJob {
+        idempotency: Some(("k".into(), Digest([print; 32]))),
+        ..job(number)
+    };
     let both = futures::future::join(jobs.enqueue(with_key(1, 7)), jobs.enqueue(with_key(2, 7)));
     let (first, second) = block_on(both);
     assert_eq!((first.unwrap(), second.unwrap()), (Enqueued::New, Enqueued::Known(job(1).id)));

@@ -115,6 +115,7 @@ pub(crate) async fn serve(app: Arc<App>, options: ServeOptions) -> anyhow::Resul
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    app.jobs.stop().await;
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 //! | `io` | `/echo` `/body-size` `/stream` `/big` `/log` `/log-empty` `/env` `/random` `/clock` |
 //! | `reach` | `/egress` `/sockets` `/fs` |
 //! | `nn` | `/tensor` `/slow-infer` |
+//! | `job` | `/job` |
 //! | here | `/ok` `/counter` |
 
 mod end;
@@ -71,6 +72,8 @@ impl wasip2::exports::http::incoming_handler::Guest for Misbehave {
 
             "/tensor" => nn::tensor(exchange, &query),
             "/slow-infer" => nn::slow_infer(exchange, &query),
+
+            "/job" => job::job(exchange, &query),
 
             _ => exchange.respond(404, "text/plain", b"no such misdeed"),
         }
