@@ -44,6 +44,32 @@ fn packed_numbers_are_refused_before_they_grow() {
 }
 
 #[test]
+fn what_does_not_fit_its_model_is_refused_before_it_grows() {
+    let mut server = Server::with_settings("protocol_mib = 4096");
+    let tenant = tenant(&server, "acme");
+    let client = client(&server, &tenant);
+    let before = server.memory_peak_mib();
+    // 24 MiB of zeros of a byte each would be 192 MiB, which `dedicated` may have.
+    let message = numbers(24 << 20);
+    let answer =
+        client.unary_bytes::<ModelInferResponse>(&inference("ModelInfer"), message.clone());
+    let text = refused(answer, code::INVALID_ARGUMENT);
+    assert!(text.contains("is INT64; the model takes FP32"), "{text}");
+    // In a stream, the answer has the id that is behind the elements.
+    let mut call = client.open(&inference("ModelStreamInfer"));
+    let end = ModelInferRequest { id: "mine".to_owned(), ..Default::default() };
+    call.send_bytes(frame(&[&message[5..], &end.encode_to_vec()].concat()), false);
+    let answer = ModelStreamInferResponse::decode(call.message().unwrap()).unwrap();
+    assert!(answer.error_message.contains("the model takes FP32"), "{answer:?}");
+    assert_eq!(answer.infer_response.unwrap().id, "mine");
+    drop(call);
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 128, "the server went from {before} to {peak} MiB");
+    infer(&client, &row([0.0; 3])).unwrap();
+    server.still_runs();
+}
+
+#[test]
 fn a_message_that_unpacks_beyond_the_limit_is_refused() {
     let mut server = Server::start();
     let free = server.tenant("acme", "free");

@@ -355,7 +355,7 @@ impl Exchange<'_> {
             timeout: request.timeout,
             priority: request.priority,
         };
-        let answer = service::infer_resolved(self.app, caller, found, call).await?;
+        let answer = service::infer(self.app, caller, found, call).await?;
         let format = Format {
             id: request.id,
             outputs: request.outputs,

@@ -174,20 +174,9 @@ pub(crate) fn model_ready(
     Ok(app.models.check_ready(&found.key)?)
 }
 
-/// Runs one inference. The caller has been let in: see [`Caller::enter`]. Dropping the future cancels the call.
+/// Runs one inference of a model that was looked up. The caller has been let in: see [`Caller::enter`]. Dropping the
+/// future cancels the call.
 pub(crate) async fn infer(
-    app: &App,
-    caller: &Caller,
-    name: &str,
-    version: Option<&str>,
-    call: InferCall,
-) -> Result<InferAnswer, OipError> {
-    let found = resolve(app, caller, name, version)?;
-    infer_resolved(app, caller, found, call).await
-}
-
-/// The same, for a model that was looked up before.
-pub(crate) async fn infer_resolved(
     app: &App,
     caller: &Caller,
     found: NamedModel,

@@ -104,12 +104,12 @@ impl InferStream {
         &self,
         (caller, clock, place, frame): (Caller, Clock, Place, Frame),
     ) -> Result<Answer, Failed> {
-        let (app, request_id) = (&*self.app, &self.request_id);
+        let (app, request_id) = (&self.app, &self.request_id);
         let unary = Unary { app, caller: &caller, request_id, clock };
         let (asked, place) = unary.read(frame, place).await?;
-        let Asked { target, id, marks_final, call } = asked?;
+        let Asked { id, marks_final, call } = asked?;
         let written = async {
-            let answer = unary.run(&target, call?).await?;
+            let answer = unary.run(call?).await?;
             let response = tensors::response(answer, id.clone());
             unary.write(message(String::new(), response, marks_final), false, place).await
         };
