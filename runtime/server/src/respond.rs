@@ -241,6 +241,12 @@ impl From<LoadError> for Problem {
                     "deploy the model without pinned=true, let go of another pinned model, or ask the operator for a higher tier",
                 );
             }
+            LoadError::PinsFull { .. } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                return Problem::new(status, "limit_reached", error.to_string()).hint(
+                    "deploy the model without pinned=true, let go of another pinned model, or have the operator raise --model-memory",
+                );
+            }
             LoadError::NoRoom { .. } => {
                 return Problem::new(
                     StatusCode::INSUFFICIENT_STORAGE,
