@@ -306,7 +306,7 @@ fn a_body_over_the_tenants_limit_is_refused() {
 }
 
 /// A model whose output is 1024 times as long as its input.
-fn wide() -> Vec<u8> {
+pub(crate) fn wide() -> Vec<u8> {
     let graph = Onnx::default().node("MatMul", &["x", "w"], &["y"]);
     let graph = graph.input("x", FLOAT, &[Dim::Named("n"), Dim::Fixed(1)]);
     let graph = graph.output("y", FLOAT, &[Dim::Named("n"), Dim::Fixed(1024)]);

@@ -200,8 +200,7 @@ async fn run(
     let InferCall { began, inputs, outputs: wanted, timeout, priority, .. } = call;
     let NamedModel { name: model_name, model: found } = found;
     check_wanted(&wanted, &found)?;
-    let limit = Duration::from_millis(caller.tenant.sandbox.wall_ms);
-    let deadline = began + timeout.map_or(limit, |timeout| timeout.min(limit));
+    let deadline = caller.deadline(began, timeout);
     let model_version = found.key.version;
     let batch_with_others =
         app.catalog.snapshot().batches_with_others(&found.key, &caller.tenant.name);

@@ -114,7 +114,8 @@ impl Unary<'_> {
             };
             Ok(read())
         };
-        apart_if(self.app, place, is_long, work).await
+        let deadline = self.caller.deadline(self.clock.began, self.clock.timeout);
+        apart_if(self.app, place, deadline, is_long, work).await
     }
 
     pub(super) async fn run(
@@ -139,7 +140,8 @@ impl Unary<'_> {
             Ok(written)
         };
         let is_long = length > INLINE_BYTES_MAX || (wants_gzip && length > compress::BYTES_MIN);
-        apart_if(self.app, place, is_long, work).await
+        let deadline = self.caller.deadline(self.clock.began, self.clock.timeout);
+        apart_if(self.app, place, deadline, is_long, work).await
     }
 }
 
