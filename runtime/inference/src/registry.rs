@@ -256,8 +256,8 @@ impl Registry {
         self.make_room(self.unreserved(), None);
     }
 
-    /// Lets go of pins, where pinned models have grown beyond the limit of their tenant or, together, of the node. There
-    /// it is the tenant with most that lets go.
+    /// Lets go of pins where pinned models have grown beyond the limit of their tenant or, together, of the node. For
+    /// the node's it is the tenant with most that lets go.
     fn hold_pins(&self) {
         let _making_room = self.lock_room();
         let pinned = self.models.iter().filter(|entry| entry.pinned.load(Relaxed));
