@@ -24,6 +24,8 @@ fn a_tenant_has_the_limits_of_its_tier() {
     assert_eq!(made["tier"], "free");
     let limits = json!({
         "concurrency": 4, "queue": 16, "rate": { "per_s": 20, "burst": 40 }, "functions": 10,
+        "sandboxes": 16, "jobs": 1000, "batch_mib": 16,
+        "budget": { "requests": null, "cpu_s": null, "memory_gib_s": null, "inference_s": null },
         "models": 5, "versions": 10, "component_mib": 16, "model_mib": 64, "pinned_mib": 0, "weight": 1,
         "band": "low",
     });

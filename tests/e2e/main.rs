@@ -6,14 +6,18 @@
     reason = "what goes wrong here is a failing test"
 )]
 
+mod batches;
 mod cancel;
 mod cli;
 mod cli_bench;
+mod cli_traffic;
 mod edge;
 mod examples;
 mod functions;
 mod grpc;
 mod invocation;
+mod job_crashes;
+mod jobs;
 mod keys;
 mod limits;
 mod logs;
@@ -25,8 +29,13 @@ mod oip_bad_input;
 mod oip_reading;
 mod oip_repository;
 mod persistence;
+mod quotas;
 mod registry;
+mod sandboxes;
 mod scheduler;
 mod sharing;
+mod shutdown;
+mod streaming;
 mod tensors;
+mod traffic;
 mod uploads;

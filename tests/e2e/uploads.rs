@@ -217,7 +217,7 @@ fn a_bad_manifest_is_refused_and_its_mistake_is_named() {
         ("auth = \"nobody\"", "nobody"),
         ("[limits]\ncpu_ms = 0", "limits.cpu_ms"),
         ("[limits]\nmemory_mb = 1", "memory_mb"),
-        ("[scale]\nreuse = 2", "scale.reuse"),
+        ("[scale]\nreuse = 0", "scale.reuse"),
         ("[models]\n\"../x\" = \"live\"", "models"),
         ("[env]\n\"A=B\" = \"1\"", "env"),
         ("this is no TOML", "manifest"),

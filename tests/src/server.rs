@@ -23,6 +23,8 @@ pub struct Start {
     pub settings: String,
     /// A folder of policies in place of those compiled in.
     pub policies: Option<PathBuf>,
+    /// More arguments of `serve`.
+    pub arguments: Vec<String>,
     /// The operator's key comes from the data folder, not from the environment.
     pub own_operator_key: bool,
 }
@@ -33,6 +35,8 @@ pub struct Server {
     start: Start,
     process: Process,
     base: Arc<RwLock<String>>,
+    /// The logs of the processes before this one.
+    earlier_logs: String,
 }
 
 struct Process {
@@ -56,7 +60,8 @@ impl Server {
     pub fn start_with(start: Start) -> Self {
         let folder = tempfile::Builder::new().prefix("sandpiper-test-").tempdir().unwrap();
         let (process, url) = Process::start(&command(folder.path(), &start));
-        let server = Server { folder, start, process, base: Arc::new(RwLock::new(url)) };
+        let base = Arc::new(RwLock::new(url));
+        let server = Server { folder, start, process, base, earlier_logs: String::new() };
         server.client().get("/readyz").expect(200);
         server
     }
@@ -99,6 +104,11 @@ impl Server {
     /// What the server has logged since it was started.
     pub fn log(&self) -> String {
         self.process.log.lock().unwrap().clone()
+    }
+
+    /// What the server has logged in all its lives.
+    pub fn all_logs(&self) -> String {
+        format!("{}{}", self.earlier_logs, self.log())
     }
 
     /// A client without a key.
@@ -152,6 +162,16 @@ impl Server {
         self.start.settings = settings.to_owned();
     }
 
+    /// Sends the process a signal, such as `libc::SIGTERM`.
+    #[track_caller]
+    pub fn signal(&self, number: i32) {
+        let pid = i32::try_from(self.pid()).unwrap();
+        // SAFETY: the call takes two numbers and touches no memory of ours.
+        #[allow(unsafe_code)]
+        let sent = unsafe { libc::kill(pid, number) };
+        assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+    }
+
     /// SIGKILL.
     pub fn kill9(&mut self) {
         self.process.kill();
@@ -166,6 +186,7 @@ impl Server {
     /// Starts the server again on the same data; clients made before find it.
     pub fn start_again(&mut self) {
         self.process.kill();
+        self.earlier_logs.push_str(&self.process.log.lock().unwrap());
         let (process, url) = Process::start(&command(self.folder.path(), &self.start));
         self.process = process;
         *self.base.write().unwrap() = url;
@@ -223,6 +244,7 @@ fn command(folder: &Path, start: &Start) -> Arguments {
     if let Some(policies) = &start.policies {
         arguments.extend(["--policies".to_owned(), policies.display().to_string()]);
     }
+    arguments.extend(start.arguments.iter().cloned());
     let operator_key = (!start.own_operator_key).then_some(OPERATOR_KEY);
     Arguments { program: artefacts::binary(), arguments, operator_key }
 }

@@ -40,8 +40,8 @@ use garbage::Pins;
 pub use keys::NewKey;
 pub use models::NewModel;
 pub use snapshot::{
-    Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Principal, Retention,
-    Snapshot, Tenant,
+    Found, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Principal,
+    Retention, Snapshot, Tenant,
 };
 pub use versions::{Alias, Target, Versions};
 

@@ -29,6 +29,12 @@ pub enum CatalogError {
         /// One alias that points at it.
         alias: String,
     },
+    /// A version that was rolled back because it failed takes no alias again.
+    #[error("version {version} has failed and was rolled back")]
+    Failed {
+        /// The version.
+        version: u32,
+    },
     /// The tenant has as many of something as it may have.
     #[error("the limit of {limit} {what} is reached")]
     LimitReached {
@@ -61,6 +67,9 @@ impl CatalogError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             CatalogError::InUse { .. } => Some("point the alias at another version first"),
+            CatalogError::Failed { .. } => Some(
+                "deploy a new version, or send `\"force\": true` to point at this one all the same",
+            ),
             CatalogError::LimitReached { .. } => {
                 Some("delete what is no longer needed, or ask for a higher tier")
             }

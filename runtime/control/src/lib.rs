@@ -2,14 +2,18 @@
 //! store. Everything here blocks and is synchronous. Mutations go to the disk before they return; reads on the hot
 //! path come from an in-memory snapshot and take no lock.
 
+mod autoscaler;
 mod catalog;
 mod error;
+mod jobs;
 mod key;
 mod policy;
+mod rollout;
 mod store;
+mod usage;
 
 pub use catalog::{
-    Alias, Catalog, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion,
+    Alias, Catalog, Found, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion,
     NewFunction, NewKey, NewModel, PinnedBlob, Principal, PutOutcome, Retention, Snapshot, Target,
     Tenant, Versions,
 };

@@ -172,6 +172,7 @@ impl Policies {
             models: Arc::new(ModelScope {
                 tenant: tenant.clone(),
                 bindings: manifest.models.clone(),
+                pins: Arc::default(),
             }),
             env: Arc::new(manifest.env.clone()),
         })

@@ -58,6 +58,10 @@ pub struct Usage {
     pub cpu: Duration,
     /// The largest sum of all linear memories, in bytes.
     pub memory_bytes_max: u64,
+    /// From the making of its sandbox to its end.
+    pub lifetime: Duration,
+    /// Its calls of models that were answered.
+    pub inferences: u32,
     /// Time its calls of models waited.
     pub inference_queued: Duration,
     /// Time its calls of models ran.

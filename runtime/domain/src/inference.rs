@@ -23,6 +23,8 @@ pub struct ModelScope {
     pub tenant: TenantName,
     /// The manifest's `[models]` table; `None` means every model of the tenant, at `live`.
     pub bindings: Option<BTreeMap<String, Selector>>,
+    /// The versions that those names meant when the function's alias last moved.
+    pub pins: Arc<BTreeMap<String, u32>>,
 }
 
 /// Identifies one immutable version of one model on this node.

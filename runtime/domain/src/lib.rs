@@ -1,9 +1,11 @@
 //! The nouns of Sandpiper: names, versions, limits, tensors, errors, and the ports through which the
 //! planes meet. This crate does no I/O and knows no HTTP, no wasmtime and no tract.
 
+mod activity;
 mod digest;
 mod function;
 mod inference;
+mod job;
 mod limits;
 mod manifest;
 mod model_options;
@@ -13,14 +15,19 @@ mod scope;
 mod store;
 mod tensor;
 
+pub use activity::{Activity, Lane, Unmetered};
 pub use digest::{Digest, ParseDigestError};
 pub use function::{Fault, Usage};
 pub use inference::{
     BoxFuture, BriefRuns, Deferred, InferenceError, InferenceOutput, InferenceRequest, Model,
     ModelKey, ModelScope, ModelSignature, ModelSource, TensorSpec,
 };
-pub use limits::{Band, Grant, RateLimit, SandboxLimits, Share, TenantLimits};
-pub use manifest::{Auth, Build, FunctionLimits, Manifest, ManifestError, Scale};
+pub use job::{
+    Again, End, Enqueued, JobError, JobId, JobQueue, JobRequest, JobResult, JobState, Lease,
+    NewJob, ParseJobIdError,
+};
+pub use limits::{Band, Budget, Grant, RateLimit, SandboxLimits, Share, TenantLimits};
+pub use manifest::{Auth, Build, FunctionLimits, Manifest, ManifestError, Mode, Scale};
 pub use model_options::{ModelOptions, ModelOptionsError};
 pub use name::{AliasName, FunctionName, ModelName, NameError, TenantName};
 pub use reference::{ModelRef, ReferenceError, Selector};

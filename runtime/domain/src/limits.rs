@@ -65,11 +65,49 @@ pub struct Share {
     pub band: Band,
 }
 
+/// What a tenant may use in one calendar month (UTC); `None` is unlimited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Budget {
+    /// Invocations and direct inferences.
+    pub requests: Option<u64>,
+    /// Seconds of guest CPU.
+    pub cpu_s: Option<u64>,
+    /// GiB-seconds of guest memory.
+    pub memory_gib_s: Option<u64>,
+    /// Seconds of inference.
+    pub inference_s: Option<u64>,
+}
+
+impl Budget {
+    /// The smaller of each pair.
+    pub fn min(self, other: Self) -> Self {
+        let lower = |one: Option<u64>, other: Option<u64>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (limit, None) | (None, limit) => limit,
+        };
+        Budget {
+            requests: lower(self.requests, other.requests),
+            cpu_s: lower(self.cpu_s, other.cpu_s),
+            memory_gib_s: lower(self.memory_gib_s, other.memory_gib_s),
+            inference_s: lower(self.inference_s, other.inference_s),
+        }
+    }
+}
+
 /// What one tenant may use, over all its functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantLimits {
     /// Sandboxes at once.
     pub concurrency: u32,
+    /// Sandboxes alive at once, those that wait for a model among them.
+    pub sandboxes: u32,
+    /// Jobs and shards that may wait.
+    pub jobs: u32,
+    /// Size of a batch's input, in MiB.
+    pub batch_mib: u64,
+    /// What it may use in a month.
+    pub budget: Budget,
     /// Requests that may wait for a sandbox.
     pub queue: u32,
     /// Request rate; `None` is unlimited.

@@ -39,6 +39,18 @@ pub struct FunctionLimits {
     pub request_body_mib: Option<u64>,
 }
 
+/// How a version's sandboxes come to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Made for the request that needs it.
+    Fresh,
+    /// Made before it is needed; serves one request.
+    Prepared,
+    /// Made before it is needed; serves several requests of its version, one after the other.
+    Reused,
+}
+
 /// How many sandboxes a function keeps and how often each may serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -49,11 +61,56 @@ pub struct Scale {
     pub max: u32,
     /// Requests one sandbox may serve; 1 is a fresh sandbox for each request.
     pub reuse: u32,
+    /// Requests at once that each ready sandbox is planned for.
+    pub concurrency: u32,
+    /// How they come to be; without it, what `min` and `reuse` imply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
 }
 
 impl Default for Scale {
     fn default() -> Self {
-        Scale { min: 0, max: 64, reuse: 1 }
+        Scale { min: 0, max: 64, reuse: 1, concurrency: 1, mode: None }
+    }
+}
+
+/// Requests that one sandbox may serve at most.
+const REUSE_MAX: u32 = 128;
+/// Requests at once that one ready sandbox may be planned for.
+const CONCURRENCY_MAX: u32 = 100;
+
+impl Scale {
+    /// The mode in force.
+    pub fn mode(&self) -> Mode {
+        self.mode.unwrap_or(match (self.reuse, self.min) {
+            (2.., _) => Mode::Reused,
+            (_, 1..) => Mode::Prepared,
+            _ => Mode::Fresh,
+        })
+    }
+
+    fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        if self.max == 0 || self.min > self.max {
+            return Err(("scale.max", "must be at least 1 and no less than scale.min"));
+        }
+        if !(1..=REUSE_MAX).contains(&self.reuse) {
+            return Err(("scale.reuse", "must be from 1 to 128"));
+        }
+        if !(1..=CONCURRENCY_MAX).contains(&self.concurrency) {
+            return Err(("scale.concurrency", "must be from 1 to 100"));
+        }
+        match self.mode {
+            Some(Mode::Fresh) if self.min > 0 => {
+                Err(("scale.min", "must be 0 where every sandbox is fresh"))
+            }
+            Some(Mode::Fresh | Mode::Prepared) if self.reuse > 1 => {
+                Err(("scale.reuse", "must be 1 unless scale.mode is \"reused\""))
+            }
+            Some(Mode::Reused) if self.reuse < 2 => {
+                Err(("scale.reuse", "must be at least 2 to reuse a sandbox"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -142,20 +199,8 @@ impl Manifest {
                 return refuse(key, "must be at least 1");
             }
         }
-        if self.scale.max == 0 || self.scale.min > self.scale.max {
-            return refuse("scale.max", "must be at least 1 and no less than scale.min");
-        }
-        if self.scale.reuse != 1 {
-            return refuse(
-                "scale.reuse",
-                "must be 1: this server gives every request a fresh sandbox",
-            );
-        }
-        if self.scale.min != 0 {
-            return refuse(
-                "scale.min",
-                "must be 0: this server keeps no sandboxes between requests",
-            );
+        if let Err((key, rule)) = self.scale.check() {
+            return refuse(key, rule);
         }
         if self.env.len() > ENV_MAX {
             return refuse("env", "may have at most 64 entries");
@@ -231,7 +276,16 @@ mod tests {
             ("name = \"a\"\nnmae = 1", "unknown field `nmae`"),
             ("name = \"a\"\n[limits]\ncpu_ms = 0", "limits.cpu_ms"),
             ("name = \"a\"\n[limits]\ncpu = 1", "unknown field `cpu`"),
-            ("name = \"a\"\n[scale]\nreuse = 2", "scale.reuse"),
+            ("name = \"a\"\n[scale]\nreuse = 0", "scale.reuse"),
+            ("name = \"a\"\n[scale]\nreuse = 129", "scale.reuse"),
+            ("name = \"a\"\n[scale]\nmax = 0", "scale.max"),
+            ("name = \"a\"\n[scale]\nmin = 65", "scale.max"),
+            ("name = \"a\"\n[scale]\nconcurrency = 0", "scale.concurrency"),
+            ("name = \"a\"\n[scale]\nconcurrency = 101", "scale.concurrency"),
+            ("name = \"a\"\n[scale]\nmode = \"fresh\"\nmin = 1", "scale.min"),
+            ("name = \"a\"\n[scale]\nmode = \"prepared\"\nreuse = 2", "scale.reuse"),
+            ("name = \"a\"\n[scale]\nmode = \"reused\"", "scale.reuse"),
+            ("name = \"a\"\n[scale]\nmode = \"warm\"", "unknown variant `warm`"),
             ("name = \"a\"\n[env]\n\"a=b\" = \"1\"", "env"),
             ("name = \"a\"\n[models]\n\"../x\" = \"live\"", "models"),
             ("name = \"a\"\n[models]\nx = \"0\"", "a version is a number"),
@@ -239,6 +293,19 @@ mod tests {
             let error = Manifest::parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text:?} gave {error}");
         }
+    }
+
+    #[test]
+    fn the_mode_is_the_one_named_or_what_the_numbers_imply() {
+        let mode = |lines: &str| {
+            Manifest::parse(&format!("name = \"a\"\n[scale]\n{lines}")).unwrap().scale.mode()
+        };
+        assert_eq!(mode(""), Mode::Fresh);
+        assert_eq!(mode("min = 1"), Mode::Prepared);
+        assert_eq!(mode("reuse = 2"), Mode::Reused);
+        assert_eq!(mode("min = 1\nreuse = 128"), Mode::Reused);
+        assert_eq!(mode("mode = \"prepared\""), Mode::Prepared);
+        assert_eq!(mode("mode = \"fresh\""), Mode::Fresh);
     }
 
     proptest::proptest! {

@@ -30,6 +30,8 @@ pub(crate) use run::{Answer, Job, Pending, thread_cpu_ns};
 const STACK_BYTES: usize = 64 << 20;
 /// After a panic of the queue itself, so that one that stays does not keep the thread busy.
 const PAUSE: Duration = Duration::from_millis(10);
+/// How far compute threads stand behind the threads that answer, in steps of nice(2).
+const COMPUTE_NICE: i32 = 5;
 /// A tenant may fill this part of the queue, so that none can keep the others out.
 const TENANT_PART: usize = 2;
 /// A model may fill so many quarters of the queue: more than one tenant can, and not all.
@@ -80,6 +82,14 @@ impl Sleepers {
     }
 }
 
+/// Lowers the calling thread's priority, so that a core that computes is taken at once by a thread that answers: those
+/// need it for microseconds, a run keeps it for milliseconds. On Linux `nice` is a thread's own.
+fn give_way() {
+    if let Err(error) = rustix::process::nice(COMPUTE_NICE) {
+        tracing::debug!(%error, "a compute thread keeps its priority");
+    }
+}
+
 impl Scheduler {
     /// Starts `threads` threads in front of which `capacity` calls may wait.
     pub(crate) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
@@ -104,7 +114,10 @@ impl Scheduler {
             thread::Builder::new()
                 .name(format!("sandpiper-infer-{number}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || shared.serve(number))?;
+                .spawn(move || {
+                    give_way();
+                    shared.serve(number);
+                })?;
         }
         Ok(scheduler)
     }

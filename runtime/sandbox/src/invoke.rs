@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
-use sandpiper_domain::{Deferred, Fault, Grant, Usage};
+use sandpiper_domain::{Activity, Deferred, Fault, Grant, Share, Usage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime::{PoolConcurrencyLimitError, Store, StoreContextMut, Trap, UpdateDeadline};
 use wasmtime_wasi::I32Exit;
@@ -38,7 +38,7 @@ use crate::{
     engine::Sandboxes,
     limits::{HOSTCALL_BYTES_MAX, RESOURCES_MAX},
     log::{FunctionLog, InvocationLog},
-    state::State,
+    state::{State, Terms},
 };
 
 /// How long a request waits for a slot of a full pool.
@@ -69,6 +69,10 @@ pub struct Invocation {
     pub log: Arc<FunctionLog>,
     /// Marks the lines of the log.
     pub request_id: Arc<str>,
+    /// What the tenant is due of the compute threads, in the lane of this invocation.
+    pub share: Share,
+    /// Hears when the guest waits for a model.
+    pub activity: Arc<dyn Activity>,
     /// Hears of the end.
     pub observer: Box<dyn Observer>,
 }
@@ -103,7 +107,7 @@ impl Sandboxes {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error,
     {
-        let Invocation { grant, log, request_id, observer } = invocation;
+        let Invocation { grant, log, request_id, share, activity, observer } = invocation;
         let is_head = request.method() == Method::HEAD;
         let shared = Arc::new(Shared::default());
         let report = Report { observer: Some(observer), usage: Usage::default(), shared };
@@ -123,7 +127,8 @@ impl Sandboxes {
         let guest: GuestFuture = Box::pin(async move {
             let _slot = slot;
             let shared = shared_of_guest;
-            let state = State::new(grant, plane.models.clone(), shared.clone(), log, deadline);
+            let terms = Terms { grant, share, activity, deadline };
+            let state = State::new(terms, plane.models.clone(), shared.clone(), log);
             let sandbox = Sandbox::new(&plane, state, report);
             let run = pin!(sandbox.run(&code, request, head_sender));
             let run = pin!(shared.cpu.charge(run));
@@ -224,6 +229,7 @@ struct Sandbox<'a> {
     plane: &'a Sandboxes,
     report: Option<Report>,
     shared: Arc<Shared>,
+    made: Instant,
 }
 
 impl Drop for Sandbox<'_> {
@@ -236,6 +242,7 @@ impl Drop for Sandbox<'_> {
 impl<'a> Sandbox<'a> {
     fn new(plane: &'a Sandboxes, state: State, report: Report) -> Self {
         let hostcall_bytes = (state.grant.sandbox.tensor_mib << 20) as usize + HOSTCALL_BYTES_MAX;
+        let made = Instant::now();
         let mut store = Store::new(&plane.engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_epoch_deadline(1);
@@ -244,7 +251,7 @@ impl<'a> Sandbox<'a> {
         store.set_max_component_handles(RESOURCES_MAX);
         plane.running.fetch_add(1, Relaxed);
         let shared = report.shared.clone();
-        Sandbox { store: Some(store), plane, report: Some(report), shared }
+        Sandbox { store: Some(store), plane, report: Some(report), shared, made }
     }
 
     /// Takes what it has cost, then drops the store.
@@ -252,6 +259,7 @@ impl<'a> Sandbox<'a> {
         let (store, mut report) = (self.store.take()?, self.report.take()?);
         report.usage = Usage { cpu: self.shared.cpu.used(), ..store.data().usage() };
         drop(store);
+        report.usage.lifetime = self.made.elapsed();
         self.plane.running.fetch_sub(1, Relaxed);
         Some(report)
     }

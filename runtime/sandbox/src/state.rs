@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use sandpiper_domain::{Grant, ModelSource, Usage};
+use sandpiper_domain::{Activity, Grant, ModelSource, Share, Usage};
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{
@@ -28,17 +28,27 @@ pub(crate) struct State {
     pub(crate) usage: Usage,
     pub(crate) grant: Arc<Grant>,
     models: Arc<dyn ModelSource>,
+    share: Share,
+    activity: Arc<dyn Activity>,
     deadline: Instant,
+}
+
+/// What an invocation brings to its sandbox.
+pub(crate) struct Terms {
+    pub(crate) grant: Arc<Grant>,
+    pub(crate) share: Share,
+    pub(crate) activity: Arc<dyn Activity>,
+    pub(crate) deadline: Instant,
 }
 
 impl State {
     pub(crate) fn new(
-        grant: Arc<Grant>,
+        terms: Terms,
         models: Arc<dyn ModelSource>,
         shared: Arc<Shared>,
         log: Arc<InvocationLog>,
-        deadline: Instant,
     ) -> Self {
+        let Terms { grant, share, activity, deadline } = terms;
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printer::new(log.clone(), LogStream::Stdout));
         wasi.stderr(Printer::new(log, LogStream::Stderr));
@@ -60,6 +70,8 @@ impl State {
             usage: Usage::default(),
             grant,
             models,
+            share,
+            activity,
             deadline,
         }
     }
@@ -70,7 +82,8 @@ impl State {
             limiter: &mut self.limiter,
             usage: &mut self.usage,
             scope: &self.grant.models,
-            share: self.grant.tenant.share(),
+            share: self.share,
+            activity: &self.activity,
             brief: &self.shared.brief,
             models: &self.models,
             deadline: self.deadline,

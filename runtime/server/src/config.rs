@@ -70,6 +70,20 @@ pub(crate) struct FileSettings {
     pub(crate) uploads_max: usize,
     /// How long running requests are waited for at the end, in milliseconds.
     pub(crate) drain_ms: u64,
+    /// The window over which a function's demand is averaged, in milliseconds.
+    pub(crate) scale_window_ms: u64,
+    /// The shorter one in which a sudden demand is seen.
+    pub(crate) scale_panic_window_ms: u64,
+    /// How long code that nobody asks for stays in memory, in milliseconds.
+    pub(crate) code_idle_ms: u64,
+    /// Sandboxes kept ready at once; 0 is half of `sandboxes_max`.
+    pub(crate) ready_max: u32,
+    /// Jobs worked on at once; 0 leaves it to the node.
+    pub(crate) job_workers: usize,
+    /// Private addresses that webhooks may call all the same.
+    pub(crate) webhook_private: Vec<IpAddr>,
+    /// How long the node says that it is not ready before it stops listening, in milliseconds.
+    pub(crate) drain_delay_ms: u64,
     /// A log line for each invocation.
     pub(crate) access_log: bool,
 }
@@ -89,6 +103,13 @@ impl Default for FileSettings {
             connections_max: 10_000,
             uploads_max: 4,
             drain_ms: 30_000,
+            scale_window_ms: 60_000,
+            scale_panic_window_ms: 6_000,
+            code_idle_ms: 300_000,
+            ready_max: 0,
+            job_workers: 0,
+            webhook_private: Vec::new(),
+            drain_delay_ms: 0,
             access_log: false,
         }
     }
@@ -164,6 +185,33 @@ impl FileSettings {
         anyhow::ensure!(self.trial_cpu_s <= 86_400, "trial_cpu_s must be at most a day");
         anyhow::ensure!(self.connections_max > 0, "connections_max must be at least 1");
         anyhow::ensure!(self.uploads_max > 0, "uploads_max must be at least 1");
+        self.check_elasticity()
+    }
+
+    fn check_elasticity(&self) -> anyhow::Result<()> {
+        const HOUR_MS: u64 = 3_600_000;
+        anyhow::ensure!(
+            (1_000..=HOUR_MS).contains(&self.scale_window_ms),
+            "scale_window_ms must be from 1000 to 3600000"
+        );
+        anyhow::ensure!(
+            (100..=self.scale_window_ms).contains(&self.scale_panic_window_ms),
+            "scale_panic_window_ms must be from 100 to scale_window_ms"
+        );
+        anyhow::ensure!(
+            (1..=24 * HOUR_MS).contains(&self.code_idle_ms),
+            "code_idle_ms must be from 1 to a day"
+        );
+        anyhow::ensure!(
+            self.ready_max <= self.sandboxes_max,
+            "ready_max must be no more than sandboxes_max"
+        );
+        anyhow::ensure!(self.job_workers <= 5_000, "job_workers must be at most 5000");
+        anyhow::ensure!(
+            self.webhook_private.len() <= 1_000,
+            "webhook_private has too many addresses"
+        );
+        anyhow::ensure!(self.drain_delay_ms <= HOUR_MS, "drain_delay_ms must be at most an hour");
         Ok(())
     }
 }
@@ -184,6 +232,9 @@ mod tests {
             toml::from_str("sandboxes_max = 7\ntrusted_proxies = [\"10.0.0.1\"]").unwrap();
         assert_eq!((file.sandboxes_max, file.trusted_proxies.len()), (7, 1));
         assert!(FileSettings { models_mib: 0, ..file.clone() }.check().is_err());
-        assert!(FileSettings { sandboxes_max: 0, ..file }.check().is_err());
+        assert!(FileSettings { sandboxes_max: 0, ..file.clone() }.check().is_err());
+        assert!(FileSettings { ready_max: 8, ..file.clone() }.check().is_err());
+        assert!(FileSettings { scale_panic_window_ms: 60_001, ..file.clone() }.check().is_err());
+        assert!(FileSettings { drain_delay_ms: u64::MAX, ..file }.check().is_err());
     }
 }

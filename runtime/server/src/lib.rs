@@ -6,16 +6,24 @@
 mod admission;
 mod api;
 mod app;
+mod batches;
 mod budget;
 mod config;
 mod dispatch;
 mod edge;
+mod fleet;
 mod functions;
+mod jobs;
 mod model_metrics;
 mod models;
 mod oip;
+mod priority;
 mod respond;
+mod rollouts;
 mod samples;
+mod scaling;
+mod shutdown;
+mod sticky;
 mod telemetry;
 
 pub use config::{LogFormat, ServeOptions, TRIAL_ARGUMENT};
@@ -27,6 +35,7 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let settings = config::Settings::load(&options)?;
     let metrics = telemetry::init(options.log_format, &settings.log_filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .on_thread_start(priority::ask_for_a_short_slice)
         .thread_name("serve")
         // Brief inferences run there, and running a graph recurses. The memory is reserved, not used.
         .thread_stack_size(16 << 20)

@@ -35,7 +35,7 @@ impl Problem {
         Problem { hint: Some(hint.into()), ..self }
     }
 
-    fn retry_after(self, seconds: u32) -> Self {
+    pub(crate) fn retry_after(self, seconds: u32) -> Self {
         Problem { retry_after_s: Some(seconds), ..self }
     }
 
@@ -144,14 +144,8 @@ impl From<Fault> for Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        let (code, message) = match refusal {
-            Refusal::Rate => ("rate_limited", "the tenant sends requests faster than its limit"),
-            Refusal::QueueFull => {
-                ("queue_full", "as many requests run and wait as the tenant's limits allow")
-            }
-            Refusal::Waited => ("queue_timeout", "the request waited too long for its turn"),
-        };
-        Problem::too_many(code, message)
+        let Refusal { cause, .. } = refusal;
+        Problem::too_many(cause.code(), cause.text()).retry_after(refusal.retry_after_s())
     }
 }
 
@@ -173,6 +167,7 @@ impl From<CatalogError> for Problem {
             CatalogError::Store(_) => return Problem::internal(error),
             CatalogError::AlreadyExists { .. } => (StatusCode::CONFLICT, "already_exists"),
             CatalogError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+            CatalogError::Failed { .. } => (StatusCode::CONFLICT, "version_failed"),
             CatalogError::Conflict => (StatusCode::CONFLICT, "conflict"),
             CatalogError::LimitReached { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit_reached"),
             CatalogError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),

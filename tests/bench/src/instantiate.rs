@@ -4,8 +4,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use sandpiper_domain::{
-    Band, BoxFuture, Digest, Grant, InferenceError, Model, ModelScope, ModelSource, SandboxLimits,
-    TenantLimits,
+    Band, BoxFuture, Budget, Digest, Grant, InferenceError, Model, ModelScope, ModelSource,
+    SandboxLimits, TenantLimits,
 };
 use sandpiper_sandbox::{CacheKey, Config, FunctionLog, Purpose, Sandboxes};
 
@@ -70,6 +70,10 @@ fn grant() -> anyhow::Result<Grant> {
         },
         tenant: TenantLimits {
             concurrency: 512,
+            sandboxes: 2_048,
+            jobs: 1_000_000,
+            batch_mib: 1_024,
+            budget: Budget::default(),
             queue: 2_048,
             rate: None,
             functions: 10_000,
@@ -81,7 +85,11 @@ fn grant() -> anyhow::Result<Grant> {
             weight: 16,
             band: Band::Normal,
         },
-        models: Arc::new(ModelScope { tenant: "bench".parse()?, bindings: None }),
+        models: Arc::new(ModelScope {
+            tenant: "bench".parse()?,
+            bindings: None,
+            pins: Arc::default(),
+        }),
         env: Arc::default(),
     })
 }

@@ -61,15 +61,27 @@ impl Snapshot {
         name: &str,
         selector: &Selector,
         pick: u32,
-    ) -> Option<(&Arc<Tenant>, &Arc<FunctionVersion>)> {
+    ) -> Option<Found<'_>> {
         let tenant = self.tenants.get(tenant)?;
-        Some((tenant, tenant.functions.get(name)?.versions.resolve(selector, pick)?))
+        let version = tenant.functions.get(name)?.versions.resolve(selector, pick)?;
+        Some(Found { tenant, version, grant: &version.grant })
     }
 
     /// One model of a tenant.
     pub fn model(&self, tenant: &TenantName, name: &ModelName) -> Option<&Arc<ModelEntry>> {
         self.tenants.get(tenant)?.models.get(name)
     }
+}
+
+/// What a request for a function is answered with.
+#[derive(Debug, Clone, Copy)]
+pub struct Found<'a> {
+    /// Whose function it is.
+    pub tenant: &'a Arc<Tenant>,
+    /// The version that runs.
+    pub version: &'a Arc<FunctionVersion>,
+    /// What it may do when it is called under this name.
+    pub grant: &'a Arc<Grant>,
 }
 
 /// A tenant and all it owns but its keys.

@@ -86,7 +86,7 @@ impl House {
     fn live(&self, name: &str) -> Option<u32> {
         let snapshot = self.snapshot();
         let found = snapshot.find_function(acme().as_str(), name, &Selector::default(), 0);
-        found.map(|(_, version)| version.version)
+        found.map(|found| found.version.version)
     }
 
     fn blob_count(&self) -> usize {

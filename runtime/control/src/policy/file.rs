@@ -1,6 +1,6 @@
 //! One policy file, as written and as checked.
 
-use sandpiper_domain::{Band, RateLimit, SandboxLimits, TenantLimits};
+use sandpiper_domain::{Band, Budget, RateLimit, SandboxLimits, TenantLimits};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{Limits, PolicyError, refusal};
@@ -9,6 +9,10 @@ const SCHEMA: u32 = 1;
 
 /// No limit is larger: products with 1 MiB or 1,000 µs then stay far from overflow.
 const LIMIT_MAX: u64 = 1 << 30;
+/// A month's budget may be larger; it is counted in the units that it is written in.
+const BUDGET_MAX: u64 = 1 << 40;
+/// Sandboxes alive for each that may run, where a tier does not say.
+const SANDBOXES_PER_PLACE: u32 = 4;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,6 +22,10 @@ struct File {
     traffic: Traffic,
     catalog: Catalog,
     scheduler: Scheduler,
+    #[serde(default)]
+    jobs: Jobs,
+    #[serde(default)]
+    budget: Budget,
 }
 
 #[derive(Deserialize)]
@@ -35,6 +43,7 @@ struct Sandbox {
 #[serde(deny_unknown_fields)]
 struct Traffic {
     concurrency: u32,
+    sandboxes: Option<u32>,
     queue: u32,
     #[serde(deserialize_with = "rate")]
     rate: Option<Rate>,
@@ -65,6 +74,19 @@ struct Scheduler {
     band: Band,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Jobs {
+    waiting: u32,
+    batch_mib: u64,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Jobs { waiting: 10_000, batch_mib: 256 }
+    }
+}
+
 /// `"none"` is spelt out, so that a forgotten rate is an error and not an absent limit.
 fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
     match toml::Value::deserialize(deserializer)? {
@@ -87,6 +109,11 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Limits, PolicyError> {
             return Err(refusal(name, format!("`{key}` must be between 1 and {LIMIT_MAX}")));
         }
     }
+    for (key, value) in file.budgets() {
+        if value == 0 || value > BUDGET_MAX {
+            return Err(refusal(name, format!("`{key}` must be between 1 and {BUDGET_MAX}")));
+        }
+    }
     // The one limit that may be nothing: a tier without pins.
     if file.catalog.pinned_mib > LIMIT_MAX {
         return Err(refusal(
@@ -99,7 +126,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Limits, PolicyError> {
 
 impl File {
     fn numbers(&self) -> Vec<(&'static str, u64)> {
-        let File { schema: _, sandbox, traffic, catalog, scheduler } = self;
+        let File { schema: _, sandbox, traffic, catalog, scheduler, jobs, budget: _ } = self;
         let mut numbers = vec![
             ("sandbox.memory_mib", sandbox.memory_mib),
             ("sandbox.cpu_ms", sandbox.cpu_ms),
@@ -115,18 +142,36 @@ impl File {
             ("catalog.component_mib", catalog.component_mib),
             ("catalog.model_mib", catalog.model_mib),
             ("scheduler.weight", scheduler.weight.into()),
+            ("jobs.waiting", jobs.waiting.into()),
+            ("jobs.batch_mib", jobs.batch_mib),
         ];
+        if let Some(sandboxes) = traffic.sandboxes {
+            numbers.push(("traffic.sandboxes", sandboxes.into()));
+        }
         if let Some(rate) = &traffic.rate {
             numbers.push(("traffic.rate.per_s", rate.per_s.into()));
             numbers.push(("traffic.rate.burst", rate.burst.into()));
         }
         numbers
     }
+
+    fn budgets(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Budget { requests, cpu_s, memory_gib_s, inference_s } = self.budget;
+        [
+            ("budget.requests", requests),
+            ("budget.cpu_s", cpu_s),
+            ("budget.memory_gib_s", memory_gib_s),
+            ("budget.inference_s", inference_s),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
+    }
 }
 
 impl From<File> for Limits {
     fn from(file: File) -> Self {
-        let File { schema: _, sandbox, traffic, catalog, scheduler } = file;
+        let File { schema: _, sandbox, traffic, catalog, scheduler, jobs, budget } = file;
+        let sandboxes = traffic.concurrency.saturating_mul(SANDBOXES_PER_PLACE);
         Limits {
             sandbox: SandboxLimits {
                 memory_mib: sandbox.memory_mib,
@@ -138,6 +183,10 @@ impl From<File> for Limits {
             },
             tenant: TenantLimits {
                 concurrency: traffic.concurrency,
+                sandboxes: traffic.sandboxes.unwrap_or(sandboxes),
+                jobs: jobs.waiting,
+                batch_mib: jobs.batch_mib,
+                budget,
                 queue: traffic.queue,
                 rate: traffic.rate.map(|rate| RateLimit { per_s: rate.per_s, burst: rate.burst }),
                 functions: catalog.functions,
@@ -161,6 +210,10 @@ impl Limits {
             sandbox: self.sandbox.min(ceiling.sandbox),
             tenant: TenantLimits {
                 concurrency: own.concurrency.min(top.concurrency),
+                sandboxes: own.sandboxes.min(top.sandboxes),
+                jobs: own.jobs.min(top.jobs),
+                batch_mib: own.batch_mib.min(top.batch_mib),
+                budget: own.budget.min(top.budget),
                 queue: own.queue.min(top.queue),
                 rate: lower_rate(own.rate, top.rate),
                 functions: own.functions.min(top.functions),

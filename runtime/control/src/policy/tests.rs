@@ -1,7 +1,7 @@
 use std::fs;
 
 use proptest::prelude::*;
-use sandpiper_domain::{Band, FunctionName, RateLimit};
+use sandpiper_domain::{Band, Budget, FunctionName, RateLimit};
 
 use super::*;
 
@@ -40,9 +40,16 @@ fn the_shipped_numbers_are_the_design_s() {
     assert_eq!(shipped("free").sandbox, sandbox([64, 50, 5_000, 1, 8]));
     assert_eq!(shipped("standard").sandbox, sandbox([128, 1_000, 30_000, 16, 64]));
     assert_eq!(shipped("dedicated").sandbox, sandbox([512, 10_000, 300_000, 64, 256]));
+}
 
+#[test]
+fn so_are_those_of_whole_tenants() {
     let free = TenantLimits {
         concurrency: 4,
+        sandboxes: 16,
+        jobs: 1_000,
+        batch_mib: 16,
+        budget: Budget::default(),
         queue: 16,
         rate: Some(RateLimit { per_s: 20, burst: 40 }),
         functions: 10,
@@ -56,6 +63,10 @@ fn the_shipped_numbers_are_the_design_s() {
     };
     let standard = TenantLimits {
         concurrency: 32,
+        sandboxes: 128,
+        jobs: 100_000,
+        batch_mib: 256,
+        budget: Budget::default(),
         queue: 128,
         rate: Some(RateLimit { per_s: 500, burst: 1_000 }),
         functions: 200,
@@ -69,6 +80,10 @@ fn the_shipped_numbers_are_the_design_s() {
     };
     let dedicated = TenantLimits {
         concurrency: 512,
+        sandboxes: 2_048,
+        jobs: 1_000_000,
+        batch_mib: 1_024,
+        budget: Budget::default(),
         queue: 2_048,
         rate: None,
         functions: 10_000,
@@ -120,6 +135,11 @@ fn one_mistake_refuses_the_whole_set_and_is_named() {
             "pinned_mib = 9_999_999_999",
             "`catalog.pinned_mib` must be between 0",
         ),
+        ("tiers/free.toml", "sandboxes = 16", "sandboxes = 0", "`traffic.sandboxes`"),
+        ("tiers/free.toml", "waiting = 1_000", "waiting = 0", "`jobs.waiting`"),
+        ("tiers/free.toml", "batch_mib = 16", "batch_mib = 0", "`jobs.batch_mib`"),
+        ("tiers/free.toml", "[jobs]", "[budget]\nrequests = 0\n[jobs]", "`budget.requests`"),
+        ("tiers/free.toml", "[jobs]", "[budget]\ncpu = 1\n[jobs]", "unknown field `cpu`"),
         ("tiers/free.toml", "[catalog]", "[catalogue]", "unknown field `catalogue`"),
     ] {
         let error = changed(file, |text| {
@@ -170,6 +190,25 @@ fn no_tier_is_above_the_platform() {
     assert_eq!(dedicated.tenant.rate, Some(RateLimit { per_s: 30, burst: 30 }));
     assert_eq!(dedicated.tenant.band, Band::Low);
     assert_eq!((free.tenant.pinned_mib, dedicated.tenant.pinned_mib), (0, 7));
+}
+
+#[test]
+fn what_a_tier_leaves_out_has_a_default_and_a_budget_is_the_lower_one() {
+    let bare = |text: &str| {
+        let (head, tail) = text.split_once("[jobs]").unwrap();
+        let tail = tail.split_once("[scheduler]").unwrap().1;
+        format!("{head}[scheduler]{tail}").replace("sandboxes = 16", "")
+    };
+    let policies = changed("tiers/free.toml", bare).unwrap();
+    let free = policies.limits(&tier("free")).unwrap().tenant;
+    assert_eq!((free.sandboxes, free.jobs, free.batch_mib), (16, 10_000, 256));
+    assert_eq!(free.budget, Budget::default());
+
+    let policies = changed("platform.toml", |text| {
+        text.replace("[jobs]", "[budget]\nrequests = 7\ncpu_s = 9\n\n[jobs]")
+    });
+    let budget = policies.unwrap().limits(&tier("free")).unwrap().tenant.budget;
+    assert_eq!(budget, Budget { requests: Some(7), cpu_s: Some(9), ..Budget::default() });
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! operator.key    only when the operator brings no key
 //! sandpiper.db    the metadata (with -wal and -shm beside it)
 //! blobs/          components and models, named by their sha256
+//! work/           what jobs and batches take and give, named likewise
 //! ```
 
 use std::{
@@ -60,16 +61,30 @@ impl DataFolder {
 
     /// The metadata kept in it.
     pub fn metadata(&self) -> Result<SqliteStore, OpenError> {
-        let path = self.path.join("sandpiper.db");
+        SqliteStore::open(&self.database("sandpiper.db")?)
+    }
+
+    /// The path of a database in it, whose file is there and private.
+    pub fn database(&self, name: &'static str) -> Result<PathBuf, OpenError> {
+        let path = self.path.join(name);
         // SQLite gives its -wal and -shm files the mode of the database, so that mode is set before SQLite comes.
         private_file(&path).map_err(OpenError::io("open the database"))?;
         sync_folder(&self.path).map_err(OpenError::io("sync the data folder"))?;
-        SqliteStore::open(&path)
+        Ok(path)
     }
 
     /// The blobs kept in it.
     pub fn blobs(&self) -> Result<FolderBlobs, OpenError> {
-        let path = self.path.join("blobs");
+        self.folder_of_blobs("blobs")
+    }
+
+    /// The blobs of jobs and batches. They are apart from the others because nothing in the catalog names them.
+    pub fn work_blobs(&self) -> Result<FolderBlobs, OpenError> {
+        self.folder_of_blobs("work")
+    }
+
+    fn folder_of_blobs(&self, name: &str) -> Result<FolderBlobs, OpenError> {
+        let path = self.path.join(name);
         make_private_folder(&path).map_err(OpenError::io("make the folder of blobs"))?;
         sync_folder(&self.path).map_err(OpenError::io("sync the data folder"))?;
         FolderBlobs::open(path).map_err(OpenError::io("open the folder of blobs"))
@@ -169,6 +184,8 @@ mod tests {
         folder.operator_key().unwrap();
         folder.metadata().unwrap();
         folder.blobs().unwrap();
+        folder.work_blobs().unwrap();
+        folder.database("jobs.db").unwrap();
         assert_eq!(mode(&path), 0o700);
         for entry in fs::read_dir(&path).unwrap() {
             let entry = entry.unwrap();

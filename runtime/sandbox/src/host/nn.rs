@@ -9,12 +9,12 @@
 // The generated interfaces re-export the resources' types, so these must be `pub` though no one outside sees them.
 #![allow(unreachable_pub)]
 
-use std::{sync::Arc, time::Instant};
+use std::{future::poll_fn, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use sandpiper_domain::{
-    BriefRuns, DataType, Deferred, InferenceError, InferenceRequest, Model, ModelScope,
-    ModelSource, NamedTensor, RANK_MAX, Share, Tensor, TensorError, Usage,
+    Activity, BoxFuture, BriefRuns, DataType, Deferred, InferenceError, InferenceRequest, Model,
+    ModelScope, ModelSource, NamedTensor, RANK_MAX, Share, Tensor, TensorError, Usage,
 };
 use wasmtime::{
     Result,
@@ -103,6 +103,7 @@ pub(crate) struct NnView<'a> {
     pub(crate) usage: &'a mut Usage,
     pub(crate) scope: &'a Arc<ModelScope>,
     pub(crate) share: Share,
+    pub(crate) activity: &'a Arc<dyn Activity>,
     pub(crate) brief: &'a Arc<Deferred>,
     pub(crate) models: &'a Arc<dyn ModelSource>,
     pub(crate) deadline: Instant,
@@ -292,8 +293,9 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
             // This runs on the guest's fiber, whose stack is small.
             brief: BriefRuns::Later(self.brief.clone()),
         };
-        match model.infer(request).await {
+        match wait_for(&**self.activity, model.infer(request)).await {
             Ok(output) => {
+                self.usage.inferences = self.usage.inferences.saturating_add(1);
                 self.usage.inference_queued += output.queued;
                 self.usage.inference += output.computed;
                 self.give_outputs(output.outputs)
@@ -306,6 +308,24 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
         self.table.delete(context)?;
         Ok(())
     }
+}
+
+/// Waits for a model. The guest gives up its place among those that run meanwhile, unless the answer is there at once.
+async fn wait_for<T>(activity: &dyn Activity, mut call: BoxFuture<'static, T>) -> T {
+    let mut is_suspended = false;
+    let answer = poll_fn(|context| {
+        let answer = call.as_mut().poll(context);
+        if answer.is_pending() && !is_suspended {
+            is_suspended = true;
+            activity.suspend();
+        }
+        answer
+    })
+    .await;
+    if is_suspended && !activity.try_resume() {
+        activity.resume().await;
+    }
+    answer
 }
 
 /// Kept beside the types it maps, so that a new type cannot be forgotten.

@@ -5,14 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sandpiper_domain::{Fault, Grant, Usage};
+use sandpiper_domain::{Fault, Grant, Unmetered, Usage};
 
 use super::{Observer, Outcome, Report, Sandbox, Shared};
 use crate::{
     code::FunctionCode,
     engine::Sandboxes,
     log::{FunctionLog, InvocationLog},
-    state::State,
+    state::{State, Terms},
 };
 
 struct Unheard;
@@ -36,7 +36,9 @@ impl Sandboxes {
         let log_bytes = grant.sandbox.log_kib as usize * 1024;
         let log = Arc::new(InvocationLog::new(log.clone(), request_id.clone(), log_bytes));
         let deadline = began + Duration::from_millis(grant.sandbox.wall_ms);
-        let state = State::new(grant.clone(), self.models.clone(), shared.clone(), log, deadline);
+        let (share, activity) = (grant.tenant.share(), Arc::new(Unmetered));
+        let terms = Terms { grant: grant.clone(), share, activity, deadline };
+        let state = State::new(terms, self.models.clone(), shared.clone(), log);
         let observer: Option<Box<dyn Observer>> = Some(Box::new(Unheard));
         let report = Report { observer, usage: Usage::default(), shared };
         let mut sandbox = Sandbox::new(self, state, report);

@@ -15,8 +15,12 @@ use hyper::body::Incoming;
 use sandpiper_control::{Function, ModelEntry};
 
 mod auth;
+mod batches;
+mod blobs;
 mod deployments;
 mod functions;
+mod instances;
+mod jobs;
 mod keys;
 mod logs;
 mod model_upload;
@@ -24,7 +28,9 @@ mod models;
 mod profile;
 mod resource;
 mod tenants;
+mod traffic;
 mod upload;
+mod usage;
 mod versions;
 
 pub(crate) use auth::TENANT;
@@ -53,8 +59,14 @@ pub(crate) fn routes(app: Arc<App>) -> Router {
     let models = resource_routes::<ModelEntry>(put(models::put))
         .route("/models/{name}/grants", put(models::grant))
         .route("/models/{name}/retention", put(models::retain));
+    let elastic = traffic::routes()
+        .merge(instances::routes())
+        .merge(usage::routes())
+        .merge(jobs::routes())
+        .merge(batches::routes())
+        .merge(blobs::routes());
     Router::new()
-        .nest("/api/v1", tenants.merge(functions).merge(models))
+        .nest("/api/v1", tenants.merge(functions).merge(models).merge(elastic))
         .route("/livez", get(async || axum::Json(serde_json::json!({ "status": "live" }))))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))

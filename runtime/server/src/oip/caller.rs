@@ -53,7 +53,7 @@ impl Caller {
 
     /// Whose names count: the tenant's own models, and `owner/name` where they are granted.
     pub(crate) fn scope(&self) -> ModelScope {
-        ModelScope { tenant: self.tenant.name.clone(), bindings: None }
+        ModelScope { tenant: self.tenant.name.clone(), bindings: None, pins: Default::default() }
     }
 
     /// Lets one inference in, under the tenant's rate and concurrency. The place must live until the answer is sent.
@@ -71,8 +71,8 @@ impl Caller {
     /// the answer is sent. What scope it needs is for what it does to say.
     pub(crate) async fn enter_reading(&self, app: &App) -> Result<Place, OipError> {
         let admission = app.admission(&self.tenant);
-        let permit = admission.enter_inference().await?;
-        Ok(Place::take(permit, admission)?)
+        let entry = admission.enter_inference().await?;
+        Ok(Place::take(entry, admission)?)
     }
 
     /// When a request that came at `began` must be answered, where it says so and where it does not.
@@ -95,11 +95,6 @@ impl From<KeyError> for OipError {
 
 impl From<Refusal> for OipError {
     fn from(refusal: Refusal) -> Self {
-        let text = match refusal {
-            Refusal::Rate => "the tenant sends requests faster than its limit",
-            Refusal::QueueFull => "as many requests run and wait as the tenant's limits allow",
-            Refusal::Waited => "the request waited too long for its turn",
-        };
-        OipError::TooManyRequests(text.to_owned())
+        OipError::TooManyRequests(refusal.cause.text().to_owned())
     }
 }

@@ -11,8 +11,10 @@
 
 mod end;
 mod exhaust;
+mod flow;
 mod http;
 mod io;
+mod job;
 mod nn;
 mod reach;
 

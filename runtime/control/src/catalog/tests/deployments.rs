@@ -150,7 +150,7 @@ fn aliases_move_split_and_go_back() {
         .filter(|pick| {
             let found =
                 snapshot.find_function(acme().as_str(), name.as_str(), &Selector::default(), *pick);
-            found.unwrap().1.version == 1
+            found.unwrap().version.version == 1
         })
         .count();
     assert_eq!(hits, 90);

@@ -26,7 +26,7 @@ fn scope(bindings: Option<&[(&str, &str)]>) -> ModelScope {
             .map(|(name, to)| (name.to_string(), to.parse().unwrap()))
             .collect::<BTreeMap<_, _>>()
     });
-    ModelScope { tenant: acme(), bindings }
+    ModelScope { tenant: acme(), bindings, pins: Default::default() }
 }
 
 fn resolve(house: &House, scope: &ModelScope, text: &str) -> Result<(String, u32), InferenceError> {

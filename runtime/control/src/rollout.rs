@@ -1,0 +1,1 @@
+//! Whether a candidate is fit to take over: arithmetic over what was observed.

@@ -1,0 +1,11 @@
+//! The sandboxes of a function, now and as they change.
+
+use std::sync::Arc;
+
+use axum::Router;
+
+use crate::app::App;
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+}

@@ -1,0 +1,11 @@
+//! Where a function's traffic goes: rollouts, histories, differences between versions.
+
+use std::sync::Arc;
+
+use axum::Router;
+
+use crate::app::App;
+
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+}

@@ -1,0 +1,1 @@
+//! Batches: one input, many shards, one output.

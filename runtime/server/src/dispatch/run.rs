@@ -1,0 +1,140 @@
+//! One invocation, from the gates to the sandbox's end.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use sandpiper_control::FunctionVersion;
+use sandpiper_domain::{Band, Fault, Grant, Lane, Share, TenantName, Usage};
+use sandpiper_sandbox::{FunctionCode, Invocation, Observer, Outcome};
+
+use crate::{
+    admission::Entry,
+    app::App,
+    edge::EdgeBody,
+    functions::FunctionRuntime,
+    respond::{ERROR_HEADER, Problem},
+};
+
+/// How long a request waits for code that has to be loaded or compiled first.
+const CODE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// One invocation, whoever asked for it: a client, a job or a shard.
+pub(crate) struct Work {
+    pub(crate) version: Arc<FunctionVersion>,
+    pub(crate) grant: Arc<Grant>,
+    pub(crate) runtime: Arc<FunctionRuntime>,
+    pub(crate) lane: Lane,
+    pub(crate) request_id: Arc<str>,
+}
+
+/// Gates, code, sandbox. The response's body keeps the places.
+pub(crate) async fn run<B>(
+    app: &Arc<App>,
+    work: Work,
+    request: Request<B>,
+) -> Result<Response<EdgeBody>, Problem>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: std::error::Error,
+{
+    let began = Instant::now();
+    let Work { version, grant, runtime, lane, request_id } = work;
+    let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
+    let code = code(app, &runtime, &version).await?;
+    let share = match lane {
+        Lane::Batch => Share { band: Band::Low, ..grant.tenant.share() },
+        Lane::Interactive | Lane::Job => grant.tenant.share(),
+    };
+    let access = app.settings.access_log.then(|| Access::of(&grant, &version, &request_id));
+    let observer = Box::new(End { runtime: runtime.clone(), began, access, _entry: entry.clone() });
+    let invocation = Invocation {
+        grant,
+        log: runtime.log.clone(),
+        request_id,
+        share,
+        activity: entry.clone(),
+        observer,
+    };
+    let mut response = app.sandboxes.invoke(code, request, invocation).await?;
+    if response.status().is_informational() {
+        // Not the last word of any exchange, and no function may switch protocols.
+        return Err(Fault::NoResponse.into());
+    }
+    // This header is ours to set.
+    response.headers_mut().remove(ERROR_HEADER);
+    // The places are kept until the client has the whole response, which is in memory until then.
+    Ok(response.map(|body| EdgeBody::Guest { body, _places: entry }))
+}
+
+/// The function's code; it compiled when it was deployed, so that a failure is the node's.
+async fn code<'a>(
+    app: &Arc<App>,
+    runtime: &'a FunctionRuntime,
+    version: &FunctionVersion,
+) -> Result<&'a FunctionCode, Problem> {
+    let ready = runtime.code(version, &app.sandboxes, &app.catalog);
+    let unavailable = |cause: &dyn std::fmt::Display| {
+        tracing::error!(tenant = %version.grant.models.tenant, function = %version.manifest.name, %cause, "no code");
+        Problem::busy("function_unavailable", "the function's code could not be made ready")
+    };
+    match tokio::time::timeout(CODE_WAIT_MAX, ready).await {
+        Ok(code) => code.map_err(|error| unavailable(&error)),
+        Err(late) => Err(unavailable(&late)),
+    }
+}
+
+/// What is left to do when the sandbox is gone: measure, and let the next request in.
+struct End {
+    runtime: Arc<FunctionRuntime>,
+    began: Instant,
+    access: Option<Access>,
+    _entry: Arc<Entry>,
+}
+
+/// What an access line tells besides the outcome.
+struct Access {
+    tenant: TenantName,
+    version: Arc<FunctionVersion>,
+    request_id: Arc<str>,
+}
+
+impl Access {
+    fn of(grant: &Grant, version: &Arc<FunctionVersion>, request_id: &Arc<str>) -> Self {
+        Access {
+            tenant: grant.models.tenant.clone(),
+            version: version.clone(),
+            request_id: request_id.clone(),
+        }
+    }
+}
+
+impl Observer for End {
+    fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
+        let took = self.began.elapsed();
+        self.runtime.metrics.record(outcome, &usage, took);
+        let Some(access) = &self.access else { return };
+        let outcome = match outcome {
+            Outcome::Completed => "completed",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Faulted(fault) => fault.code(),
+        };
+        tracing::info!(
+            tenant = %access.tenant,
+            function = %access.version.manifest.name,
+            version = access.version.version,
+            request_id = %access.request_id,
+            outcome,
+            took_us = took.as_micros() as u64,
+            cpu_us = usage.cpu.as_micros() as u64,
+            memory_bytes_max = usage.memory_bytes_max,
+            inference_queued_us = usage.inference_queued.as_micros() as u64,
+            inference_us = usage.inference.as_micros() as u64,
+            "invocation"
+        );
+    }
+}

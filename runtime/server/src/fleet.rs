@@ -1,0 +1,1 @@
+//! What is alive on this node, told as it changes.

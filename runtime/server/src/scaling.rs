@@ -1,0 +1,1 @@
+//! Keeps as many sandboxes ready as the demand wants.

@@ -1,0 +1,1 @@
+//! Which version of a split a caller gets, again and again.

@@ -1,0 +1,1 @@
+//! Jobs and batches on a node that is killed.

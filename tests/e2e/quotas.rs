@@ -1,0 +1,1 @@
+//! Admission, fairness and monthly budgets.

@@ -1,0 +1,1 @@
+//! Fresh, prepared and reused sandboxes.

@@ -1,0 +1,1 @@
+//! Draining, signals and the replacement of a running server.

@@ -1,0 +1,1 @@
+//! Bodies that stream both ways.

@@ -1,0 +1,1 @@
+//! Aliases, splits, rollouts and rollbacks.

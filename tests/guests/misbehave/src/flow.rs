@@ -1,0 +1,1 @@
+//! Bodies that stream, with trailers and without.

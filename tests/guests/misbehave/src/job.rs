@@ -1,0 +1,1 @@
+//! What a job or a shard of a batch can do wrong.
