@@ -491,8 +491,10 @@ fn old_versions_go_as_retention_says() {
     put(&tenant, 6).expect(201);
     assert_eq!(numbers(), [1, 5, 6]);
     // Nobody goes back to what is gone.
-    let back = tenant.client.post(&format!("{LIVE}/rollback")).expect(200).json();
-    assert_eq!(back["version"], 5);
+    for version in [5, 1] {
+        let back = tenant.client.post(&format!("{LIVE}/rollback")).expect(200).json();
+        assert_eq!(back["version"], version);
+    }
     tenant.client.post(&format!("{LIVE}/rollback")).refused(422, "invalid");
     tenant.client.put_json(path, &json!({"latest": 0})).refused(422, "invalid");
     tenant.client.put_json(path, &json!({"versions": [9]})).refused(404, "not_found");
