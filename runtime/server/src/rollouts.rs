@@ -65,11 +65,26 @@ fn refresh(app: &App, snapshot: &Snapshot, watched: &mut HashMap<Name, Watched>)
             }
         }
     }
-    for over in std::mem::replace(watched, present).into_values() {
+    for (name, over) in std::mem::replace(watched, present) {
+        count(snapshot, &name);
         if !watched.values().any(|other| Arc::ptr_eq(&other.runtime, &over.runtime)) {
             over.runtime.window.end();
         }
     }
+}
+
+/// Counts a rollout that has ended, by whatever hand.
+fn count(snapshot: &Snapshot, (tenant, function, alias): &Name) {
+    let function = snapshot.function(tenant, function);
+    let alias = function.and_then(|function| function.versions.alias(alias));
+    let ended = alias.and_then(|alias| alias.last_rollout.as_ref());
+    let end = match ended.map(|ended| &ended.end) {
+        Some(RolloutEnd::Promoted) => "promoted",
+        Some(RolloutEnd::RolledBack { .. }) => "rolled_back",
+        // One whose alias is gone has been ended by that.
+        Some(RolloutEnd::Aborted) | None => "aborted",
+    };
+    metrics::counter!("sandpiper_rollouts_total", "end" => end).increment(1);
 }
 
 fn begin(app: &App, tenant: &Tenant, version: &FunctionVersion, rollout: &Rollout) -> Watched {
@@ -93,7 +108,6 @@ async fn conclude(app: &Arc<App>, name: Name, began_at: OffsetDateTime, end: Rol
         let began_at = Some(began_at);
         match app.catalog.end_rollout(tenant, function, alias, began_at, end.clone(), now) {
             Ok(_) => {
-                count(&end);
                 tracing::info!(%tenant, %function, %alias, ?end, "a rollout has ended");
             }
             // Somebody else has ended it.
@@ -107,14 +121,4 @@ async fn conclude(app: &Arc<App>, name: Name, began_at: OffsetDateTime, end: Rol
     if let Err(error) = ended.await {
         tracing::error!(%error, "a rollout cannot be ended");
     }
-}
-
-/// Counts a rollout that has ended.
-pub(crate) fn count(end: &RolloutEnd) {
-    let end = match end {
-        RolloutEnd::Promoted => "promoted",
-        RolloutEnd::RolledBack { .. } => "rolled_back",
-        RolloutEnd::Aborted => "aborted",
-    };
-    metrics::counter!("sandpiper_rollouts_total", "end" => end).increment(1);
 }

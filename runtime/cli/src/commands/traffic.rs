@@ -1,6 +1,9 @@
 //! `sandpiper versions`, `rollback` and `diff`, and the rollout that `deploy --canary` begins and follows.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use sandpiper_domain::FunctionName;
 use serde_json::{Value, json};
@@ -15,6 +18,8 @@ use crate::{
 
 /// Between two looks at a rollout.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a server may be away while its rollout is followed.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn versions(context: &Context, function: &FunctionName) -> Result<()> {
     catalog::versions(context, catalog::Collection::Functions, function.as_str())
@@ -120,8 +125,17 @@ pub(super) fn begin(
 pub(super) fn follow(ui: Ui, client: &Client, function: &FunctionName) -> Result<Value> {
     let path = format!("/api/v1/functions/{function}/aliases/live/rollouts");
     let task = ui.spinner(&format!("watching {function}"));
+    let mut answered = Instant::now();
     loop {
-        let rollout = client.get(&path)?;
+        let rollout = match client.get(&path) {
+            // A server that is started again goes on with the rollout.
+            Err(error) if error.is_unreachable() && answered.elapsed() < SILENCE_MAX => {
+                thread::sleep(LOOK_INTERVAL);
+                continue;
+            }
+            rollout => rollout?,
+        };
+        answered = Instant::now();
         if text(&rollout, "state") != "baking" {
             return Ok(rollout);
         }

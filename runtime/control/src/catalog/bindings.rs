@@ -175,6 +175,30 @@ impl Draft<'_> {
         Arc::new(settle(&self.next, tenant, versions.map(|version| &version.manifest)))
     }
 
+    /// The models of an alias's earlier places that are no more.
+    pub(super) fn gone_models(
+        &self,
+        tenant: &TenantName,
+        name: &FunctionName,
+        alias: &AliasName,
+    ) -> BTreeSet<(String, u32)> {
+        let function = self.next.function(tenant, name);
+        let history = function
+            .and_then(|function| function.versions.alias(alias))
+            .map_or(&[][..], |alias| &alias.history);
+        let is_gone = |key: &str, version: u32| {
+            let key = model_key(tenant, key, version);
+            let model = key.as_ref().and_then(|key| self.next.model(&key.tenant, &key.model));
+            model.is_none_or(|model| model.versions.get(version).is_none())
+        };
+        history
+            .iter()
+            .flat_map(|earlier| earlier.models.iter())
+            .filter(|(key, version)| is_gone(key, **version))
+            .map(|(key, version)| (key.clone(), *version))
+            .collect()
+    }
+
     /// The versions of a model that functions of its owner would load today.
     pub(super) fn placed(&self, owner: &TenantName, model: &ModelName) -> BTreeSet<u32> {
         let functions = self.next.tenant(owner).into_iter().flat_map(|t| t.functions.values());

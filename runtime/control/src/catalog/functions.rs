@@ -159,6 +159,7 @@ impl Catalog {
         now: OffsetDateTime,
     ) -> Result<Placement, CatalogError> {
         self.mutate(|draft| {
+            let gone = draft.gone_models(tenant, name, alias);
             draft.edit_function(tenant, name, |function| {
                 let versions = &mut function.versions;
                 if let Some(stable) = versions.end_rollout(alias, now)
@@ -174,7 +175,11 @@ impl Catalog {
                     Some(to) => *target == Target::Version(to),
                     None => !target.versions().iter().any(|version| failed.contains(version)),
                 };
-                versions.roll_back(alias, Some(now), is_meant)
+                versions.roll_back(alias, Some(now), is_meant)?;
+                let there = versions.alias_mut(alias);
+                let there = there.ok_or(CatalogError::NotFound { what: "alias" })?;
+                there.forget(&gone);
+                Ok(there.now.clone())
             })
         })
     }

@@ -1,6 +1,9 @@
 //! Where an alias points, has pointed and why, and how it comes to point elsewhere.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use sandpiper_domain::Grant;
 use serde::{Deserialize, Serialize};
@@ -155,6 +158,14 @@ impl Alias {
             }
         }
         false
+    }
+
+    /// Leaves these models to be found at each load: they are gone.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<(String, u32)>) {
+        if !gone.is_empty() {
+            let models = self.now.models.iter().map(|(key, version)| (key.clone(), *version));
+            self.now.models = Arc::new(models.filter(|model| !gone.contains(model)).collect());
+        }
     }
 
     /// Begins a rollout: `split` shares the traffic of the version that it points at.

@@ -165,7 +165,8 @@ pub struct ModelEntry {
     pub retention: Retention,
 }
 
-/// Which versions of a function or model are kept, within what the tier allows. The newest, and whatever an alias points at, stay.
+/// Which versions of a function or model are kept, within what the tier allows. The newest, and whatever an alias
+/// points at, stay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Retention {
     /// As many as the tier allows.

@@ -16,6 +16,7 @@ mod deployments;
 mod durability;
 mod identity;
 mod sharing;
+mod traffic;
 
 const OPERATOR: &str = "the operator's key, long enough for this";
 

@@ -223,7 +223,8 @@ impl<V> Versions<V> {
         Ok(pruned)
     }
 
-    /// Removes the versions that `retention` does not keep, no alias points at and nobody else `needs`. The newest stays.
+    /// Removes the versions that `retention` does not keep, no alias points at and nobody else `needs`. The newest
+    /// stays.
     pub(super) fn retire(
         &mut self,
         retention: &Retention,

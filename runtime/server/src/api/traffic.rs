@@ -112,7 +112,6 @@ async fn abort(
         app.catalog.end_rollout(&tenant.name, &function.name, &of, None, end, now)
     };
     let mut body = Function::place_json(&app.blocking(work).await??);
-    rollouts::count(&RolloutEnd::Aborted);
     body["alias"] = alias.into();
     Ok(Json(body).into_response())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sandpiper_control::{AliasChange, Retention, Sticky, Target, Versions};
+use sandpiper_control::{Alias, AliasChange, Retention, Sticky, Target, Versions};
 use sandpiper_domain::AliasName;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
@@ -106,8 +106,14 @@ pub(super) fn target_json(target: &Target) -> Value {
 }
 
 pub(super) fn aliases_json<V>(versions: &Versions<V>) -> Value {
-    let aliases = versions.aliases();
-    aliases.map(|(name, alias)| (name.to_string(), target_json(alias.target()))).collect()
+    let to_json = |alias: &Alias| {
+        let mut json = target_json(alias.target());
+        if let Some(sticky) = &alias.sticky {
+            json["sticky"] = json!(sticky);
+        }
+        json
+    };
+    versions.aliases().map(|(name, alias)| (name.to_string(), to_json(alias))).collect()
 }
 
 /// The aliases that point at one version, wholly or in part.
