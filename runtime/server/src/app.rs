@@ -17,7 +17,7 @@ use sandpiper_sandbox::{CacheKey, Sandboxes};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    admission::TenantAdmission,
+    admission::{Pressure, TenantAdmission},
     api::Deployments,
     budget::ByteBudget,
     config::{FileSettings, Settings},
@@ -50,6 +50,8 @@ pub(crate) struct App {
     /// The threads that read and write long ones.
     pub(crate) parsers: Arc<Semaphore>,
     parsers_max: usize,
+    /// What runs on the whole node.
+    pressure: Arc<Pressure>,
     draining: watch::Sender<bool>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
@@ -107,6 +109,7 @@ impl App {
             parsers: Arc::new(Semaphore::new(parsers_max)),
             parsers_max,
             settings: file,
+            pressure: Arc::new(Pressure::new(parsers_max)),
             draining: watch::Sender::new(false),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
@@ -122,7 +125,8 @@ impl App {
     pub(crate) fn admission(&self, tenant: &Tenant) -> Arc<TenantAdmission> {
         let make = |bytes| {
             let parsers = self.parsers_max.div_ceil(2);
-            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers))
+            let pressure = self.pressure.clone();
+            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers, pressure))
         };
         let entry = self.tenants.entry(tenant.name.clone());
         let mut admission = entry.or_insert_with(|| make(self.bytes.tenant()));

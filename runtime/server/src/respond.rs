@@ -144,14 +144,8 @@ impl From<Fault> for Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        let (code, message) = match refusal {
-            Refusal::Rate => ("rate_limited", "the tenant sends requests faster than its limit"),
-            Refusal::QueueFull => {
-                ("queue_full", "as many requests run and wait as the tenant's limits allow")
-            }
-            Refusal::Waited => ("queue_timeout", "the request waited too long for its turn"),
-        };
-        Problem::too_many(code, message)
+        let Refusal { cause, .. } = refusal;
+        Problem::too_many(cause.code(), cause.text()).retry_after(refusal.retry_after_s())
     }
 }
 

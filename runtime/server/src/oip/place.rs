@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::OipError;
 use crate::{
-    admission::{Permit, TenantAdmission},
+    admission::{Entry, TenantAdmission},
     app::App,
     budget::{Charge, FLOOR_BYTES, NoRoom},
 };
@@ -14,15 +14,15 @@ pub(crate) const INLINE_BYTES_MAX: usize = 128 * 1024;
 
 /// A place in the tenant's gate, and the bytes that the request and its answer take.
 pub(crate) struct Place {
-    _permit: Permit,
+    _entry: Entry,
     pub(super) charge: Charge,
     admission: Arc<TenantAdmission>,
 }
 
 impl Place {
-    pub(super) fn take(permit: Permit, admission: Arc<TenantAdmission>) -> Result<Self, NoRoom> {
+    pub(super) fn take(entry: Entry, admission: Arc<TenantAdmission>) -> Result<Self, NoRoom> {
         let charge = admission.bytes.charge(FLOOR_BYTES)?;
-        Ok(Place { _permit: permit, charge, admission })
+        Ok(Place { _entry: entry, charge, admission })
     }
 
     /// Lets the next one in, while the answer still takes its bytes.
