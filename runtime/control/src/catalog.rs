@@ -19,14 +19,18 @@ use crate::{
     key::{self, KeyMac},
 };
 
+mod alias_record;
+mod bindings;
 mod draft;
 mod functions;
 mod garbage;
 mod keys;
 mod load;
 mod models;
+mod placement;
 mod record;
 mod resolve;
+mod rollouts;
 mod snapshot;
 mod tenants;
 #[cfg(test)]
@@ -39,11 +43,12 @@ pub use garbage::PinnedBlob;
 use garbage::Pins;
 pub use keys::NewKey;
 pub use models::NewModel;
+pub use placement::{Alias, AliasChange, Cause, Placement, Sticky};
 pub use snapshot::{
     Found, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Principal,
     Retention, Snapshot, Tenant,
 };
-pub use versions::{Alias, Target, Versions};
+pub use versions::{Target, Versions};
 
 /// What a `put` did.
 #[derive(Debug, Clone)]

@@ -24,6 +24,7 @@ use crate::{
     functions::FunctionRuntimes,
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
+    rollouts,
 };
 
 /// How often what the catalog has forgotten is swept from memory and disk.
@@ -114,6 +115,7 @@ impl App {
             tenants: DashMap::new(),
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
+        tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
@@ -157,12 +159,14 @@ impl App {
         self.draining.send_replace(true);
     }
 
-    /// Lets go of the pins of versions that no alias points at any more.
+    /// Lets go of the pins of versions that no alias points at any more, nor any function means.
     pub(crate) fn unpin_models(&self) {
         let snapshot = self.catalog.snapshot();
+        let placed = snapshot.placed_models();
         self.inference.unpin(|key| {
             let model = snapshot.model(&key.tenant, &key.model);
-            model.is_some_and(|model| model.versions.is_aliased(key.version))
+            placed.contains(key)
+                || model.is_some_and(|model| model.versions.is_aliased(key.version))
         });
     }
 

@@ -25,6 +25,7 @@ mod scaling;
 mod shutdown;
 mod sticky;
 mod telemetry;
+mod window;
 
 pub use config::{LogFormat, ServeOptions, TRIAL_ARGUMENT};
 /// The whole work of a process that was started with [`TRIAL_ARGUMENT`]; gives its exit code.

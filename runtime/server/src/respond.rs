@@ -166,8 +166,11 @@ impl From<CatalogError> for Problem {
             CatalogError::NotFound { .. } => return Problem::not_found(),
             CatalogError::Store(_) => return Problem::internal(error),
             CatalogError::AlreadyExists { .. } => (StatusCode::CONFLICT, "already_exists"),
-            CatalogError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+            CatalogError::InUse { .. } | CatalogError::Placed { .. } => {
+                (StatusCode::CONFLICT, "in_use")
+            }
             CatalogError::Failed { .. } => (StatusCode::CONFLICT, "version_failed"),
+            CatalogError::RolloutRunning { .. } => (StatusCode::CONFLICT, "rollout_running"),
             CatalogError::Conflict => (StatusCode::CONFLICT, "conflict"),
             CatalogError::LimitReached { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit_reached"),
             CatalogError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),

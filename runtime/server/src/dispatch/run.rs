@@ -65,6 +65,9 @@ where
         // Not the last word of any exchange, and no function may switch protocols.
         return Err(Fault::NoResponse.into());
     }
+    if response.status().is_server_error() {
+        runtime.window.failed();
+    }
     // This header is ours to set.
     response.headers_mut().remove(ERROR_HEADER);
     // The places are kept until the client has the whole response, which is in memory until then.
@@ -117,6 +120,7 @@ impl Observer for End {
     fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
         let took = self.began.elapsed();
         self.runtime.metrics.record(outcome, &usage, took);
+        self.runtime.window.record(outcome, took);
         let Some(access) = &self.access else { return };
         let outcome = match outcome {
             Outcome::Completed => "completed",
