@@ -88,10 +88,12 @@ impl Server {
 
     /// The most memory that the process has held so far, in MiB.
     pub fn memory_peak_mib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        kib.expect("the kernel tells the peak") / 1024
+        memory_of(self.pid(), "VmHWM:")
+    }
+
+    /// The memory that the process holds now, in MiB.
+    pub fn memory_mib(&self) -> u64 {
+        memory_mib(self.pid())
     }
 
     /// Fails unless the process is the one that was started.
@@ -213,6 +215,18 @@ impl Server {
         let output = Command::from(arguments).stdin(Stdio::null()).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
+}
+
+/// The memory that a process holds now, in MiB.
+pub fn memory_mib(pid: u32) -> u64 {
+    memory_of(pid, "VmRSS:")
+}
+
+fn memory_of(pid: u32, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let size = status.lines().find_map(|known| known.strip_prefix(line));
+    let kib = size.and_then(|size| size.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.expect("the kernel tells the size") / 1024
 }
 
 /// The names in a folder, in order.

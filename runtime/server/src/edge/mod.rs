@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
-use http::{HeaderValue, Request, Response, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -49,6 +49,9 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const H2_HEADER_BYTES_MAX: u32 = 16 * 1024;
 const H2_STREAMS_MAX: u32 = 200;
+/// How much of a body that nobody reads a client may send over HTTP/2: for one stream, and for all of a connection.
+const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// Who is at the other end of a connection.
 pub(crate) struct Peer {
@@ -141,6 +144,8 @@ impl Server {
             .timer(TokioTimer::new())
             .max_header_list_size(H2_HEADER_BYTES_MAX)
             .max_concurrent_streams(H2_STREAMS_MAX)
+            .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20));
         let routes = api::routes(app.clone());
@@ -189,7 +194,9 @@ async fn answer(
 ) -> Result<Response<EdgeBody>, Infallible> {
     let may_leave_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
     let path = request.uri().path();
-    let mut response = if path.starts_with(dispatch::PREFIX) {
+    let mut response = if !is_expectation_met(request.headers()) {
+        refuse_expectation(&request)
+    } else if path.starts_with(dispatch::PREFIX) {
         dispatch::answer(&app, &peer, request).await
     } else if oip::grpc::is_grpc(&request) {
         oip::grpc::answer(&app, request).await
@@ -207,6 +214,26 @@ async fn answer(
         unread.store(true, Relaxed);
     }
     Ok(response)
+}
+
+/// `100-continue` is the only expectation there is (RFC 9110, section 10.1.1), and hyper meets it when the body is read.
+fn is_expectation_met(headers: &HeaderMap) -> bool {
+    let mut expected = headers.get_all(header::EXPECT).iter();
+    expected.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+fn refuse_expectation(request: &Request<Incoming>) -> Response<EdgeBody> {
+    let problem = Problem::new(
+        StatusCode::EXPECTATION_FAILED,
+        "expectation_failed",
+        "the request expects something else than `100-continue`",
+    );
+    let id = request_id(request);
+    let mut response = problem.hint("leave the header Expect out").into_response(&id);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
 }
 
 /// The id that the client gave, if it can be a header and a log field without harm, or a new one.
