@@ -41,6 +41,8 @@ pub struct Server {
 
 struct Process {
     child: Child,
+    /// The process that has taken over, which is no child of ours.
+    successor: Option<u32>,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -83,7 +85,25 @@ impl Server {
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.process.child.id()
+        self.process.successor.unwrap_or(self.process.child.id())
+    }
+
+    /// Has a new process take over, waits until it has, and gives its number.
+    pub fn is_taken_over(&mut self) -> u32 {
+        let before = self.takeovers().len();
+        self.signal(libc::SIGUSR2);
+        let pid =
+            crate::until("a new process has taken over", || self.takeovers().get(before).copied());
+        self.process.successor = Some(pid);
+        pid
+    }
+
+    /// The processes that have taken over so far, as the log names them.
+    fn takeovers(&self) -> Vec<u32> {
+        let log = self.log();
+        let lines = log.lines().filter(|line| line.contains("a new process has taken over"));
+        let pid = |line: &str| line.split("pid=").nth(1)?.trim().parse().ok();
+        lines.filter_map(pid).collect()
     }
 
     /// The most memory that the process has held so far, in MiB.
@@ -177,6 +197,11 @@ impl Server {
     /// SIGKILL.
     pub fn kill9(&mut self) {
         self.process.kill();
+    }
+
+    /// Waits for the end of the process that was started.
+    pub fn ends(&mut self) -> ExitStatus {
+        self.process.child.wait().unwrap()
     }
 
     /// Ends the server in good order.
@@ -299,7 +324,7 @@ impl Process {
             }
         });
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut process = Process { child, log, reader: Some(reader) };
+        let mut process = Process { child, successor: None, log, reader: Some(reader) };
         // The announcement is one JSON value over several lines.
         let mut said = String::new();
         let url = loop {
@@ -316,8 +341,17 @@ impl Process {
     }
 
     fn kill(&mut self) {
+        if let Some(pid) = self.successor.and_then(|pid| i32::try_from(pid).ok()) {
+            // SAFETY: the call takes two numbers and touches no memory of ours.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Processes that were replaced may still drain, and would keep the log open: this ends them.
+        drop(self.child.stdin.take());
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
