@@ -21,6 +21,7 @@ use crate::{
     api::Deployments,
     budget::ByteBudget,
     config::{FileSettings, Settings},
+    edge::Phase,
     functions::FunctionRuntimes,
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
@@ -52,7 +53,7 @@ pub(crate) struct App {
     parsers_max: usize,
     /// What runs on the whole node.
     pressure: Arc<Pressure>,
-    draining: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
 }
@@ -110,7 +111,7 @@ impl App {
             parsers_max,
             settings: file,
             pressure: Arc::new(Pressure::new(parsers_max)),
-            draining: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Serving),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
@@ -141,22 +142,27 @@ impl App {
         self.sweep_wanted.notify_one();
     }
 
-    /// Whether new work should go elsewhere.
-    pub(crate) fn is_draining(&self) -> bool {
-        *self.draining.borrow()
+    /// Whether new work may come here.
+    pub(crate) fn is_ready(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving
     }
 
-    /// Resolves when new work should go elsewhere.
-    pub(crate) fn drain_begins(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut draining = self.draining.subscribe();
+    /// Whether what has no end of its own is to end.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.phase.borrow() == Phase::Draining
+    }
+
+    /// Resolves when the node is in this phase or beyond it.
+    pub(crate) fn reaches(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
+        let mut phases = self.phase.subscribe();
         async move {
             // The sender goes with the node, and then all is over too.
-            let _ = draining.wait_for(|draining| *draining).await;
+            let _ = phases.wait_for(|now| *now >= phase).await;
         }
     }
 
-    pub(crate) fn drain(&self) {
-        self.draining.send_replace(true);
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
     }
 
     /// Lets go of the pins of versions that no alias points at any more, nor any function means.
@@ -181,6 +187,10 @@ impl App {
 
     /// Drops from memory and disk what the catalog no longer has. Blocks.
     fn sweep(&self) {
+        if self.catalog.is_closed() {
+            // What this process does not know of may be new.
+            return;
+        }
         self.functions.sweep(&self.catalog);
         // Asked anew for each entry: a tenant made since the sweep began must not lose its gate to a second one.
         let has_tenant = |name: &TenantName| self.catalog.snapshot().tenant(name).is_some();

@@ -165,6 +165,7 @@ impl From<CatalogError> for Problem {
         let (status, code) = match &error {
             CatalogError::NotFound { .. } => return Problem::not_found(),
             CatalogError::Store(_) => return Problem::internal(error),
+            CatalogError::Closed => return Problem::busy("restarting", &error.to_string()),
             CatalogError::AlreadyExists { .. } => (StatusCode::CONFLICT, "already_exists"),
             CatalogError::InUse { .. } | CatalogError::Placed { .. } => {
                 (StatusCode::CONFLICT, "in_use")

@@ -51,7 +51,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let context = &Context { ui: Ui::new(cli.global.json), global: cli.global };
     match cli.command {
         Command::TryModel => return Ok(ExitCode::from(sandpiper_server::try_model())),
-        Command::Serve(arguments) => serve::run(context, arguments)?,
+        Command::Serve(arguments) => return serve::run(context, arguments),
         Command::Demo(arguments) => demo::run(context, &arguments)?,
         Command::New(arguments) => new::run(context, &arguments)?,
         Command::Build { path } => build::run(context, &path)?,

@@ -196,7 +196,7 @@ impl Exchange<'_> {
     }
 
     fn ready(&self) -> Response<EdgeBody> {
-        let is_ready = !self.app.is_draining();
+        let is_ready = self.app.is_ready();
         let mut response = document(&json!({ "ready": is_ready }));
         if !is_ready {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

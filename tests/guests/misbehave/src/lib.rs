@@ -7,6 +7,7 @@
 //! | `io` | `/echo` `/body-size` `/stream` `/big` `/log` `/log-empty` `/env` `/random` `/clock` |
 //! | `reach` | `/egress` `/sockets` `/fs` |
 //! | `nn` | `/tensor` `/slow-infer` |
+//! | `flow` | `/pipe` `/drain` `/sse` `/trailers` `/late` `/slow-read` |
 //! | here | `/ok` `/counter` |
 
 mod end;
@@ -64,6 +65,13 @@ impl wasip2::exports::http::incoming_handler::Guest for Misbehave {
             "/env" => io::env(exchange),
             "/random" => io::random(exchange),
             "/clock" => io::clock(exchange),
+
+            "/pipe" => flow::pipe(exchange),
+            "/drain" => flow::drain(exchange),
+            "/sse" => flow::events(exchange, &query),
+            "/trailers" => flow::trailers(exchange, &query),
+            "/late" => flow::late(exchange),
+            "/slow-read" => flow::slow_read(exchange, &query),
 
             "/egress" => reach::egress(exchange, &query),
             "/sockets" => reach::sockets(exchange, &query),

@@ -145,7 +145,7 @@ impl Call<'_> {
                 Ok(unary(request, live).await.map(EdgeBody::Grpc))
             }
             Some("ServerReady") => {
-                let response = ServerReadyResponse { ready: !self.app.is_draining() };
+                let response = ServerReadyResponse { ready: self.app.is_ready() };
                 let ready = |_: ServerReadyRequest| ready(Ok(response));
                 Ok(unary(request, ready).await.map(EdgeBody::Grpc))
             }

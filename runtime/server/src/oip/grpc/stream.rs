@@ -32,7 +32,7 @@ use super::{
 use crate::{
     app::App,
     budget::Charge,
-    edge::{STALL_TIMEOUT, Unread, Watched},
+    edge::{Phase, STALL_TIMEOUT, Unread, Watched},
     oip::{Caller, OipError, Place},
 };
 
@@ -79,7 +79,7 @@ impl InferStream {
     /// Answers in the order of the requests, a bounded number of which are worked on at once. What is asked when the
     /// node drains is refused, so that the stream ends.
     pub(super) fn answer(self, frames: Frames) -> Answers {
-        let drained = Box::pin(self.app.drain_begins());
+        let drained = Box::pin(self.app.reaches(Phase::Draining));
         let stream = Arc::new(self);
         let incoming = Incoming { stream: stream.clone(), frames, drained, is_over: false };
         let answers = stream::unfold(incoming, Incoming::next)
