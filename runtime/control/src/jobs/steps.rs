@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 use sandpiper_domain::{
-    Again, Digest, End, Enqueued, FunctionName, JobError, JobId, JobResult, JobState, Lane, NewJob,
-    TenantName,
+    Again, Digest, End, Enqueued, JobError, JobId, JobResult, JobState, NewJob, TenantName,
 };
 
 use super::{

@@ -165,9 +165,9 @@ impl IntoResponse for Problem {
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let (status, text) = match app.is_draining() {
-        false => (StatusCode::OK, "ready"),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    let (status, text) = match app.is_ready() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
     (status, axum::Json(serde_json::json!({ "status": text }))).into_response()
 }

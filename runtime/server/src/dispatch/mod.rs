@@ -55,7 +55,7 @@ async fn invoke(
     let job = jobs::prefers_async(request.headers()).then(|| caller_of_job(app, &request));
     let job = job.transpose()?;
     let (request, overflow) = for_guest(request, &target, peer, request_id_header)?;
-    let Target { version, grant, runtime, .. } = target;
+    let Target { version, grant, runtime, cookie, .. } = target;
     let limit_mib = grant.sandbox.request_body_mib;
     if let Some(selector) = job {
         let accepted = jobs::accept(app, Accepted { version, grant, selector }, request).await;
@@ -71,7 +71,11 @@ async fn invoke(
     if overflow.is_some_and(|overflow| overflow.load(Relaxed)) {
         return Err(Problem::too_large("request's body", limit_mib));
     }
-    response
+    let mut response = response?;
+    if let Some(cookie) = cookie {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
 }
 
 /// The token of `Authorization: Bearer …`. Several such headers are refused: two readers could pick different ones.

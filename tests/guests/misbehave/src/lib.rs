@@ -8,6 +8,7 @@
 //! | `reach` | `/egress` `/sockets` `/fs` |
 //! | `nn` | `/tensor` `/slow-infer` |
 //! | `job` | `/job` |
+//! | `flow` | `/pipe` `/drain` `/sse` `/trailers` `/late` `/slow-read` |
 //! | here | `/ok` `/counter` |
 
 mod end;
@@ -65,6 +66,13 @@ impl wasip2::exports::http::incoming_handler::Guest for Misbehave {
             "/env" => io::env(exchange),
             "/random" => io::random(exchange),
             "/clock" => io::clock(exchange),
+
+            "/pipe" => flow::pipe(exchange),
+            "/drain" => flow::drain(exchange),
+            "/sse" => flow::events(exchange, &query),
+            "/trailers" => flow::trailers(exchange, &query),
+            "/late" => flow::late(exchange),
+            "/slow-read" => flow::slow_read(exchange, &query),
 
             "/egress" => reach::egress(exchange, &query),
             "/sockets" => reach::sockets(exchange, &query),
