@@ -1,5 +1,6 @@
 //! Many lines for one function: what comes out, in which order, and what becomes of it when the server dies.
 
+use crate::cli::Person;
 use sandpiper_tests::{Answer, Server, Tenant, until};
 use serde_json::{Value, json};
 
@@ -220,4 +221,27 @@ fn batches_that_make_no_sense_are_refused() {
     free.deploy(FUNCTION, "");
     let line = format!("\"{}\"\n", "x".repeat(1 << 19)).repeat(40);
     send(&free, "", lines, line.as_bytes()).refused(413, "too_large");
+}
+
+#[test]
+fn the_command_line_runs_a_batch() {
+    let (server, tenant) = started("");
+    let person = Person::new(&server, &tenant.key);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (input, out) = (path("input.jsonl"), path("out.jsonl"));
+    std::fs::write(&input, "1\nnope\n3\n").unwrap();
+    let run = ["batch", "run", FUNCTION, &input, "--path", "/job?x=1", "-o", &out];
+    let done = person.json(&run);
+    assert_eq!((&done["done_lines"], &done["failed_lines"]), (&json!(3), &json!(1)));
+    let text = std::fs::read_to_string(&out).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    let detached = person.json(&["batch", "run", FUNCTION, &input, "--path", "/job", "--detach"]);
+    let id = detached["id"].as_str().unwrap();
+    let output = person.good(&["batch", "attach", id]);
+    assert_eq!(output.lines().count(), 3, "{output}");
+    assert_eq!(person.good(&["batch", "output", id]), output);
+    assert_eq!(person.json(&["batch", "show", id])["state"], "done");
+    assert_eq!(person.json(&["batch", "list"])["batches"].as_array().map(Vec::len), Some(2));
+    person.good(&["batch", "cancel", id]);
 }

@@ -1,5 +1,6 @@
 //! One file per verb. Each takes its arguments and a [`Context`], and prints its own result.
 
+mod batch;
 mod bench;
 mod build;
 mod catalog;
@@ -9,6 +10,7 @@ mod deploy;
 mod doctor;
 mod interrupt;
 mod invoke;
+mod jobs;
 mod keys;
 mod logs;
 mod models;
@@ -57,6 +59,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Build { path } => build::run(context, &path)?,
         Command::Deploy(arguments) => return deploy::run(context, &arguments),
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
+        Command::Jobs(command) => jobs::run(context, command)?,
+        Command::Batch(command) => batch::run(context, command)?,
         Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
