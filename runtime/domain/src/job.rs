@@ -127,6 +127,8 @@ pub struct NewJob {
     pub idempotency: Option<(String, Digest)>,
     /// As many of the tenant's may wait.
     pub waiting_max: u32,
+    /// Its requests and results may take so many bytes together.
+    pub bytes_max: u64,
 }
 
 /// What an id or a key led to.
@@ -196,7 +198,7 @@ pub enum JobError {
     #[error("the idempotency key stands for another request")]
     KeyConflict,
     /// The tenant's limit is reached.
-    #[error("as many jobs of the tenant wait as may wait")]
+    #[error("as many jobs of the tenant wait, or as much is kept of them, as may be")]
     TenantFull,
     /// The node's own limit is reached.
     #[error("the job queue is saturated")]

@@ -5,7 +5,9 @@ use sandpiper_domain::{FunctionName, JobError, JobId, JobState, Lane, TenantName
 
 use super::{
     row::{Place, key},
-    steps::{Done, MOVED_MAX, add_waiting, again, finish, ids, out_of_list, run, unlease},
+    steps::{
+        Done, MOVED_MAX, add_waiting, again, drop_bytes, finish, ids, out_of_list, run, unlease,
+    },
 };
 
 pub(super) fn cancel(
@@ -24,7 +26,7 @@ pub(super) fn cancel(
         JobState::Running => unlease(connection, &place)?,
         // Its result goes; that it was done remains to be seen.
         JobState::Done => {
-            run(connection, "DELETE FROM results WHERE id = ?1", params![key(id)])?;
+            drop_bytes(connection, "results", tenant, id)?;
             let at = now_ms.cast_signed();
             run(connection, "UPDATE jobs SET expires_ms = ?2 WHERE id = ?1", params![key(id), at])?;
             return Ok(JobState::Done);

@@ -21,14 +21,21 @@ const WEBHOOK_DUE: i64 = 1;
 #[derive(Debug, Clone)]
 pub(super) enum Kept {
     Inline(Bytes),
-    Blob(Digest),
+    Blob(Digest, u64),
 }
 
 impl Kept {
     pub(super) fn columns(&self) -> (Option<&[u8]>, Option<&[u8]>) {
         match self {
             Kept::Inline(bytes) => (Some(bytes), None),
-            Kept::Blob(digest) => (None, Some(&digest.0)),
+            Kept::Blob(digest, _) => (None, Some(&digest.0)),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Kept::Inline(bytes) => bytes.len() as u64,
+            Kept::Blob(_, size) => *size,
         }
     }
 }
@@ -84,8 +91,8 @@ pub(super) fn enqueue(
             };
         }
     }
-    let waiting = count_waiting(connection, &job.tenant)?;
-    if waiting >= u64::from(job.waiting_max) {
+    let (waiting, bytes) = held_by(connection, &job.tenant)?;
+    if waiting >= u64::from(job.waiting_max) || bytes + body.size() > job.bytes_max {
         return Err(JobError::TenantFull);
     }
     insert(connection, job, body, now_ms)?;
@@ -139,30 +146,59 @@ pub(super) fn insert(connection: &Connection, job: &NewJob, body: &Kept, now_ms:
         ],
     )?;
     let (bytes, blob) = body.columns();
+    let request = row::request_text(&job.request);
+    let size = request.len() as i64 + body.size().cast_signed();
     run(
         connection,
-        "INSERT INTO payloads VALUES (?1, ?2, ?3, ?4)",
-        params![key(job.id), row::request_text(&job.request), bytes, blob],
+        "INSERT INTO payloads VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![key(job.id), request, bytes, blob, size],
     )?;
     into_list(connection, &place, now_ms)?;
-    add_waiting(connection, &job.tenant, 1)
+    add_held(connection, &job.tenant, 1, size)
 }
 
-pub(super) fn count_waiting(connection: &Connection, tenant: &TenantName) -> Done<u64> {
-    let count: Option<i64> = connection
-        .prepare_cached("SELECT jobs FROM waiting WHERE tenant = ?1")
-        .and_then(|mut s| s.query_row([tenant.as_str()], |row| row.get(0)).optional())
+/// How many jobs of a tenant wait, and the bytes of its requests and results.
+pub(super) fn held_by(connection: &Connection, tenant: &TenantName) -> Done<(u64, u64)> {
+    let held: Option<(i64, i64)> = connection
+        .prepare_cached("SELECT jobs, bytes FROM waiting WHERE tenant = ?1")
+        .and_then(|mut s| {
+            s.query_row([tenant.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+        })
         .map_err(failed)?;
-    Ok(count.unwrap_or(0).max(0).cast_unsigned())
+    let (jobs, bytes) = held.unwrap_or_default();
+    Ok((jobs.max(0).cast_unsigned(), bytes.max(0).cast_unsigned()))
 }
 
-pub(super) fn add_waiting(connection: &Connection, tenant: &TenantName, count: i64) -> Done<()> {
+pub(super) fn add_waiting(connection: &Connection, tenant: &TenantName, jobs: i64) -> Done<()> {
+    add_held(connection, tenant, jobs, 0)
+}
+
+fn add_held(connection: &Connection, tenant: &TenantName, jobs: i64, bytes: i64) -> Done<()> {
     run(
         connection,
-        "INSERT INTO waiting VALUES (?1, ?2) ON CONFLICT (tenant) DO UPDATE SET jobs = jobs + excluded.jobs",
-        params![tenant.as_str(), count],
+        "INSERT INTO waiting VALUES (?1, ?2, ?3) ON CONFLICT (tenant) \
+         DO UPDATE SET jobs = jobs + excluded.jobs, bytes = bytes + excluded.bytes",
+        params![tenant.as_str(), jobs, bytes],
     )
     .map(drop)
+}
+
+/// Drops what a job was asked or answered, and with it the tenant's bytes. `table` is `payloads` or `results`.
+pub(super) fn drop_bytes(
+    connection: &Connection,
+    table: &'static str,
+    tenant: &TenantName,
+    id: JobId,
+) -> Done<()> {
+    let sql = format!("DELETE FROM {table} WHERE id = ?1 RETURNING size");
+    let size: Option<i64> = connection
+        .prepare_cached(&sql)
+        .and_then(|mut s| s.query_row(params![key(id)], |row| row.get(0)).optional())
+        .map_err(failed)?;
+    match size {
+        Some(size) => add_held(connection, tenant, 0, -size),
+        None => Ok(()),
+    }
 }
 
 fn into_list(connection: &Connection, place: &Place, now_ms: u64) -> Done<()> {
@@ -273,17 +309,19 @@ pub(super) fn finish(
             if told { WEBHOOK_DUE } else { 0 },
         ],
     )?;
-    run(connection, "INSERT INTO expiring VALUES (?1, ?2)", params![expires, key(place.id)])?;
+    run(
+        connection,
+        "INSERT OR REPLACE INTO expiring VALUES (?1, ?2)",
+        params![expires, key(place.id)],
+    )?;
     if told {
         let due = params![now_ms.cast_signed(), key(place.id)];
-        run(connection, "INSERT INTO webhooks VALUES (?1, ?2)", due)?;
+        run(connection, "INSERT OR REPLACE INTO webhooks VALUES (?1, ?2)", due)?;
     }
     // A dead job may be sent on its way again, and needs its request for that.
     match state {
         JobState::Dead => batch::given_up(connection, place, now_ms),
-        _ => {
-            run(connection, "DELETE FROM payloads WHERE id = ?1", params![key(place.id)]).map(drop)
-        }
+        _ => drop_bytes(connection, "payloads", &place.tenant, place.id),
     }
 }
 
@@ -347,11 +385,14 @@ pub(super) fn ack(
         (End::Done(answer), Some(kept)) => {
             let JobResult { status, headers, version, .. } = answer;
             let (bytes, blob) = kept.columns();
+            let headers = row::headers_text(headers);
+            let size = headers.len() as i64 + kept.size().cast_signed();
             run(
                 connection,
-                "INSERT OR REPLACE INTO results VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![key(id), status, row::headers_text(headers), bytes, blob],
+                "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![key(id), status, headers, bytes, blob, size],
             )?;
+            add_held(connection, &place.tenant, 0, size)?;
             finish(connection, &place, JobState::Done, None, Some(*version), now_ms)
         }
         (End::Done(answer), None) => {
@@ -405,29 +446,40 @@ pub(super) fn expire(connection: &Connection, now_ms: u64) -> Done<usize> {
     for id in &due {
         let at_id = params![now, key(*id)];
         run(connection, "DELETE FROM expiring WHERE at_ms <= ?1 AND id = ?2", at_id)?;
-        let expires: Option<Option<i64>> = connection
-            .prepare_cached("SELECT expires_ms FROM jobs WHERE id = ?1")
-            .and_then(|mut s| s.query_row(params![key(*id)], |row| row.get(0)).optional())
+        let found: Option<(String, Option<i64>)> = connection
+            .prepare_cached("SELECT tenant, expires_ms FROM jobs WHERE id = ?1")
+            .and_then(|mut s| {
+                s.query_row(params![key(*id)], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+            })
             .map_err(failed)?;
         // A job that was sent on its way again has another time, or none yet.
-        let Some(Some(expires)) = expires.filter(|at| at.is_some_and(|at| at <= now)) else {
+        let Some((tenant, Some(expires))) = found.filter(|found| found.1 <= Some(now)) else {
             continue;
         };
-        run(connection, "DELETE FROM results WHERE id = ?1", params![key(*id)])?;
+        let tenant = tenant.parse().map_err(|_| row::damaged("a name"))?;
+        drop_bytes(connection, "results", &tenant, *id)?;
         let gone = expires.saturating_add(TOMBSTONE_MS.cast_signed());
         if gone > now {
-            run(connection, "INSERT INTO expiring VALUES (?1, ?2)", params![gone, key(*id)])?;
+            run(
+                connection,
+                "INSERT OR REPLACE INTO expiring VALUES (?1, ?2)",
+                params![gone, key(*id)],
+            )?;
             continue;
         }
-        for table in ["payloads", "webhooks", "idempotency", "jobs"] {
+        drop_bytes(connection, "payloads", &tenant, *id)?;
+        for table in ["webhooks", "idempotency", "jobs"] {
             run(connection, &format!("DELETE FROM {table} WHERE id = ?1"), params![key(*id)])?;
         }
     }
     Ok(due.len())
 }
 
+/// Tenants, each with a list of theirs that is not empty.
+type Lists = Vec<(TenantName, i64)>;
+
 /// The tenants with ready work and in which list, and when the next delayed job is due.
-pub(super) fn ready(connection: &Connection) -> Done<(Vec<(TenantName, i64)>, Option<u64>)> {
+pub(super) fn ready(connection: &Connection) -> Done<(Lists, Option<u64>)> {
     let mut found = Vec::new();
     let mut last = (String::new(), 0);
     let mut next = connection

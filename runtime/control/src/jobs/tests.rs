@@ -62,6 +62,7 @@ fn job(number: u128) -> NewJob {
         webhook: None,
         idempotency: None,
         waiting_max: 10,
+        bytes_max: 1 << 20,
     }
 }
 
@@ -181,6 +182,25 @@ fn priority_delay_and_the_limit_hold() {
     assert_eq!(order, [job(2).id, job(1).id]);
     assert!(lease(&jobs, 4_999).iter().all(|lease| lease.job.id != job(3).id));
     assert_eq!(lease(&jobs, 5_000)[0].job.id, job(3).id);
+}
+
+#[test]
+fn what_a_tenant_keeps_is_bounded_in_bytes_too() {
+    let home = tempfile::tempdir().unwrap();
+    let jobs = open(&home);
+    let large = |number| NewJob { body: vec![7; 600_000].into(), ..job(number) };
+    block_on(jobs.enqueue(large(1))).unwrap();
+    assert!(matches!(block_on(jobs.enqueue(large(2))), Err(JobError::TenantFull)));
+    block_on(jobs.enqueue(job(3))).unwrap();
+    for lease in lease(&jobs, 1_000) {
+        let body = vec![1; 400_000].into();
+        let large = JobResult { status: 200, headers: Vec::new(), body, version: 1 };
+        block_on(jobs.ack(lease.job.id, lease.token, End::Done(large), 1_000)).unwrap();
+    }
+    // The requests are gone, the results are there.
+    assert!(matches!(block_on(jobs.enqueue(large(4))), Err(JobError::TenantFull)));
+    block_on(jobs.expire(7_000)).unwrap();
+    block_on(jobs.enqueue(large(5))).unwrap();
 }
 
 #[test]
