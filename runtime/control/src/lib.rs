@@ -18,6 +18,10 @@ pub use catalog::{
     PutOutcome, Retention, Snapshot, Sticky, Target, Tenant, Versions,
 };
 pub use error::{CatalogError, KeyError, OpenError};
+pub use jobs::{
+    BatchView, BlobWriter, CommitObserver, DueWebhook, JobFilter, JobView, NewBatch, NewShard,
+    PinnedWork, ReadyWork, ResultView, Shard, ShardView, SqliteJobs,
+};
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};
 pub use rollout::{

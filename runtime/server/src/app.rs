@@ -23,6 +23,7 @@ use crate::{
     config::{FileSettings, Settings},
     edge::Phase,
     functions::FunctionRuntimes,
+    jobs::{self, Jobs},
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
     rollouts,
@@ -41,6 +42,7 @@ pub(crate) struct App {
     pub(crate) models: Arc<CatalogModels>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
+    pub(crate) jobs: Jobs,
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
@@ -68,6 +70,7 @@ impl App {
         let folder = DataFolder::open(&settings.data)
             .with_context(|| format!("the data folder {}", settings.data.display()))?;
         let operator_key = operator_key(&settings, &folder)?;
+        let jobs = Jobs::open(&folder, &settings.file).context("open the queue of jobs")?;
         let cache_key = CacheKey(folder.cache_key()?);
         let granted = policies.tiers().filter_map(|tier| policies.limits(tier).ok());
         let memory_mib_max = granted.map(|limits| limits.sandbox.memory_mib).max().unwrap_or(1);
@@ -102,6 +105,7 @@ impl App {
             models,
             sandboxes,
             functions: FunctionRuntimes::default(),
+            jobs,
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
@@ -117,6 +121,9 @@ impl App {
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
         tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
+        tokio::spawn(jobs::work(Arc::downgrade(&app)));
+        tokio::spawn(jobs::expire(Arc::downgrade(&app)));
+        tokio::spawn(jobs::tell(Arc::downgrade(&app)));
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)

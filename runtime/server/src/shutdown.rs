@@ -55,7 +55,9 @@ fn holdings(app: &Arc<App>) -> Vec<Step> {
     let catalog = async move {
         let _ = catalog.blocking(|app| app.catalog.close()).await;
     };
-    vec![Step::new("catalog", catalog)]
+    let jobs = app.clone();
+    let jobs = async move { jobs.jobs.stop().await };
+    vec![Step::new("jobs", jobs), Step::new("catalog", catalog)]
 }
 
 /// Takes back what was released, in the opposite order.

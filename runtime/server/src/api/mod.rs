@@ -44,6 +44,10 @@ use crate::{
 use auth::Caller;
 use resource::Resource;
 
+/// Marks an answer of a function, which is no error of ours whatever its status.
+#[derive(Debug, Clone, Copy)]
+struct TheirAnswer;
+
 type Reply = Result<Response, Problem>;
 
 /// Every route but those under `/fn/`.
@@ -132,6 +136,9 @@ pub(crate) async fn answer(
 fn problem_of(response: &Response) -> Option<Problem> {
     if let Some(problem) = response.extensions().get::<Problem>() {
         return Some(problem.clone());
+    }
+    if response.extensions().get::<TheirAnswer>().is_some() {
+        return None;
     }
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {

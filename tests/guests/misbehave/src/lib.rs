@@ -8,6 +8,7 @@
 //! | `reach` | `/egress` `/sockets` `/fs` |
 //! | `nn` | `/tensor` `/slow-infer` |
 //! | `flow` | `/pipe` `/drain` `/sse` `/trailers` `/late` `/slow-read` |
+//! | `job` | `/job` |
 //! | here | `/ok` `/counter` |
 
 mod end;
@@ -79,6 +80,8 @@ impl wasip2::exports::http::incoming_handler::Guest for Misbehave {
 
             "/tensor" => nn::tensor(exchange, &query),
             "/slow-infer" => nn::slow_infer(exchange, &query),
+
+            "/job" => job::job(exchange, &query),
 
             _ => exchange.respond(404, "text/plain", b"no such misdeed"),
         }
