@@ -12,6 +12,7 @@ mod rollout;
 mod store;
 mod usage;
 
+pub use autoscaler::{Autoscaler, Decision, Observation, Terms, Windows};
 pub use catalog::{
     Alias, Catalog, Found, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion,
     NewFunction, NewKey, NewModel, PinnedBlob, Principal, PutOutcome, Retention, Snapshot, Target,

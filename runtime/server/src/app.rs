@@ -24,6 +24,7 @@ use crate::{
     functions::FunctionRuntimes,
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
+    scaling::Scaling,
 };
 
 /// How often what the catalog has forgotten is swept from memory and disk.
@@ -39,6 +40,7 @@ pub(crate) struct App {
     pub(crate) models: Arc<CatalogModels>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
+    pub(crate) scaling: Arc<Scaling>,
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
@@ -91,13 +93,15 @@ impl App {
             memory_mib_max,
         };
         let sandboxes = Sandboxes::start(sandboxes, models.clone())?;
+        let scaling = Scaling::new(&file, sandboxes.clone());
         let parsers_max = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let app = Arc::new(App {
             catalog,
             inference,
             models,
             sandboxes,
-            functions: FunctionRuntimes::default(),
+            functions: FunctionRuntimes::new(scaling.clone()),
+            scaling,
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
@@ -111,6 +115,7 @@ impl App {
             tenants: DashMap::new(),
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
+        Scaling::spawn(&app);
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
@@ -174,6 +179,7 @@ impl App {
     /// Drops from memory and disk what the catalog no longer has. Blocks.
     fn sweep(&self) {
         self.functions.sweep(&self.catalog);
+        self.scaling.codes.sweep();
         // Asked anew for each entry: a tenant made since the sweep began must not lose its gate to a second one.
         let has_tenant = |name: &TenantName| self.catalog.snapshot().tenant(name).is_some();
         self.tenants.retain(|tenant, _| has_tenant(tenant));
