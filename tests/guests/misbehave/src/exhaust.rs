@@ -79,7 +79,9 @@ pub(crate) fn keep(exchange: Exchange, query: &Query, count: u32) {
 pub(crate) fn burn(exchange: Exchange, query: &Query, count: u32) {
     let began = monotonic_clock::now();
     while monotonic_clock::now() - began < query.number("ms", 10) * 1_000_000 {
-        (0..1_000u32).for_each(|turn| drop(black_box(turn)));
+        for turn in 0..1_000u32 {
+            black_box(turn);
+        }
     }
     exchange.text(&count.to_string());
 }
