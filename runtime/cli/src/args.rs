@@ -89,6 +89,14 @@ pub(crate) enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Show the sandboxes of a function
+    Instances {
+        /// The function
+        function: FunctionName,
+        /// Keep showing changes as they come
+        #[arg(short, long)]
+        follow: bool,
+    },
     /// Manage tenants (needs the operator's key)
     #[command(subcommand)]
     Tenant(Tenant),

@@ -12,6 +12,7 @@ mod rollout;
 mod store;
 mod usage;
 
+pub use autoscaler::{Autoscaler, Decision, Observation, Terms, Windows};
 pub use catalog::{
     Alias, AliasChange, Catalog, Cause, Found, Function, FunctionVersion, Key, ModelEntry,
     ModelGrants, ModelVersion, NewFunction, NewKey, NewModel, PinnedBlob, Placement, Principal,

@@ -27,6 +27,7 @@ use crate::{
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
     rollouts,
+    scaling::Scaling,
 };
 
 /// How often what the catalog has forgotten is swept from memory and disk.
@@ -43,6 +44,7 @@ pub(crate) struct App {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
     pub(crate) jobs: Jobs,
+    pub(crate) scaling: Arc<Scaling>,
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
@@ -98,14 +100,16 @@ impl App {
             memory_mib_max,
         };
         let sandboxes = Sandboxes::start(sandboxes, models.clone())?;
+        let scaling = Scaling::new(&file, sandboxes.clone());
         let parsers_max = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let app = Arc::new(App {
             catalog,
             inference,
             models,
             sandboxes,
-            functions: FunctionRuntimes::default(),
             jobs,
+            functions: FunctionRuntimes::new(scaling.clone()),
+            scaling,
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
@@ -124,6 +128,7 @@ impl App {
         tokio::spawn(jobs::work(Arc::downgrade(&app)));
         tokio::spawn(jobs::expire(Arc::downgrade(&app)));
         tokio::spawn(jobs::tell(Arc::downgrade(&app)));
+        Scaling::spawn(&app);
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
@@ -199,6 +204,7 @@ impl App {
             return;
         }
         self.functions.sweep(&self.catalog);
+        self.scaling.codes.sweep();
         // Asked anew for each entry: a tenant made since the sweep began must not lose its gate to a second one.
         let has_tenant = |name: &TenantName| self.catalog.snapshot().tenant(name).is_some();
         self.tenants.retain(|tenant, _| has_tenant(tenant));

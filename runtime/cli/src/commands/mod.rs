@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod deploy;
 mod doctor;
+mod instances;
 mod interrupt;
 mod invoke;
 mod keys;
@@ -64,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rollback(arguments) => traffic::rollback(context, &arguments)?,
         Command::Diff(arguments) => traffic::diff(context, &arguments)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
+        Command::Instances { function, follow } => instances::run(context, &function, follow)?,
         Command::Tenant(command) => tenants::run(context, command)?,
         Command::Key(command) => keys::run(context, command)?,
         Command::Doctor => return doctor::run(context),

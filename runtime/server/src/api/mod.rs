@@ -180,6 +180,8 @@ async fn metrics(State(app): State<Arc<App>>, caller: Caller) -> Reply {
 /// The metrics in Prometheus' text format, version 0.0.4.
 pub(crate) fn metrics_response(app: &App) -> http::Response<EdgeBody> {
     metrics::gauge!("sandpiper_sandboxes").set(app.sandboxes.alive() as f64);
+    metrics::gauge!("sandpiper_sandboxes_ready").set(app.scaling.ready() as f64);
+    metrics::gauge!("sandpiper_code_resident").set(app.scaling.codes.resident() as f64);
     metrics::gauge!("sandpiper_inference_queue_depth").set(app.inference.queue_depth() as f64);
     metrics::gauge!("sandpiper_models_loaded").set(app.inference.model_count() as f64);
     metrics::gauge!("sandpiper_models_bytes").set(app.inference.models_bytes() as f64);
