@@ -21,3 +21,6 @@ pub use error::{CatalogError, KeyError, OpenError};
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};
 pub use store::{DataFolder, FolderBlobs, SqliteStore};
+pub use usage::{
+    Amounts, Counted, Ledger, Ledgers, Month, Owner, ParseMonthError, Spent, UsageError,
+};

@@ -9,7 +9,7 @@ use sandpiper_sandbox::{CodeError, FunctionCode, FunctionLog, Purpose, Sandboxes
 use tokio::sync::OnceCell;
 
 use crate::{
-    admission::{Gate, TenantAdmission},
+    admission::{Gate, Habits, Meter, TenantAdmission},
     models::blob_of,
     telemetry::FunctionMetrics,
 };
@@ -21,6 +21,8 @@ pub(crate) struct FunctionRuntime {
     pub(crate) gate: Gate,
     pub(crate) log: Arc<FunctionLog>,
     pub(crate) metrics: Arc<FunctionMetrics>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) habits: Habits,
 }
 
 impl FunctionRuntime {
@@ -78,8 +80,10 @@ impl FunctionRuntimes {
         let (log, metrics) = self.shared(tenant, function);
         let tenant = admission();
         let gate = tenant.function_gate(version.manifest.scale.max);
+        let meter = Arc::new(Meter::new(tenant.account.clone(), function.clone()));
         let runtime = self.versions.entry(key).or_insert_with(|| {
-            Arc::new(FunctionRuntime { code: OnceCell::new(), tenant, gate, log, metrics })
+            let (code, habits) = (OnceCell::new(), Habits::default());
+            Arc::new(FunctionRuntime { code, tenant, gate, log, metrics, meter, habits })
         });
         runtime.clone()
     }

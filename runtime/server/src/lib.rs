@@ -41,11 +41,14 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
         .thread_stack_size(16 << 20)
         .enable_all()
         .build()?;
-    let served = runtime.block_on(async {
-        let app = app::App::open(settings, metrics)?;
-        edge::serve(app, options).await
-    });
+    let app = runtime.block_on(async { app::App::open(settings, metrics) })?;
+    let usage = app.usage.clone();
+    let served = runtime.block_on(edge::serve(app, options));
     // What still runs on blocking threads is given a moment; it holds nothing that a kill would damage.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    // After the runtime: what was still running when it ended is billed too.
+    if let Err(error) = usage.flush(time::OffsetDateTime::now_utc()) {
+        tracing::error!(?error, "the last usage could not be written");
+    }
     served
 }

@@ -15,6 +15,7 @@ mod models;
 mod new;
 mod serve;
 mod tenants;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -60,6 +61,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
+        Command::Usage { month } => usage::run(context, month.as_deref())?,
         Command::Tenant(command) => tenants::run(context, command)?,
         Command::Key(command) => keys::run(context, command)?,
         Command::Doctor => return doctor::run(context),

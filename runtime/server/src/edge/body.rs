@@ -12,7 +12,10 @@ use http_body::{Body, Frame, SizeHint};
 use sandpiper_sandbox::GuestBody;
 
 use super::held::Held;
-use crate::{admission::Entry, oip::Place};
+use crate::{
+    admission::{Entry, Transferred},
+    oip::Place,
+};
 
 /// Answers up to here are handed to the connection at once: it takes them within its window of flow control.
 const HELD_WHOLE_BYTES_MAX: usize = 60 * 1024;
@@ -23,6 +26,7 @@ pub(crate) enum EdgeBody {
     /// Keeps the request's places in the gates until it is read or dropped.
     Guest {
         body: GuestBody,
+        sent: Transferred,
         _places: Arc<Entry>,
     },
     /// An inference's answer, which keeps its place in the tenant's gate in the same way.
@@ -68,8 +72,12 @@ impl Body for EdgeBody {
             EdgeBody::Full(bytes) | EdgeBody::Held { bytes, .. } => {
                 Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
             }
-            EdgeBody::Guest { body, .. } => {
-                Pin::new(body).poll_frame(context).map(|frame| frame.map(|f| f.map_err(Into::into)))
+            EdgeBody::Guest { body, sent, .. } => {
+                let frame = Pin::new(body).poll_frame(context);
+                if let Poll::Ready(Some(Ok(frame))) = &frame {
+                    sent.add(frame.data_ref().map_or(0, Bytes::len));
+                }
+                frame.map(|frame| frame.map(|f| f.map_err(Into::into)))
             }
             EdgeBody::Api(body) => {
                 Pin::new(body).poll_frame(context).map(|frame| frame.map(|f| f.map_err(Into::into)))
