@@ -97,6 +97,12 @@ pub(crate) enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Show what the functions have used in a month, and the budget
+    Usage {
+        /// The month, such as 2026-11 [default: this one]
+        #[arg(long, value_name = "MONTH")]
+        month: Option<String>,
+    },
     /// Manage tenants (needs the operator's key)
     #[command(subcommand)]
     Tenant(Tenant),

@@ -17,6 +17,7 @@ mod new;
 mod serve;
 mod tenants;
 mod traffic;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -66,6 +67,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Diff(arguments) => traffic::diff(context, &arguments)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
         Command::Instances { function, follow } => instances::run(context, &function, follow)?,
+        Command::Usage { month } => usage::run(context, month.as_deref())?,
         Command::Tenant(command) => tenants::run(context, command)?,
         Command::Key(command) => keys::run(context, command)?,
         Command::Doctor => return doctor::run(context),
