@@ -1,9 +1,6 @@
 //! Where an alias points, has pointed and why, and how it comes to point elsewhere.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use sandpiper_domain::Grant;
 use serde::{Deserialize, Serialize};
@@ -160,11 +157,20 @@ impl Alias {
         false
     }
 
-    /// Leaves these models to be found at each load: they are gone.
-    pub(super) fn forget(&mut self, gone: &BTreeSet<(String, u32)>) {
-        if !gone.is_empty() {
-            let models = self.now.models.iter().map(|(key, version)| (key.clone(), *version));
-            self.now.models = Arc::new(models.filter(|model| !gone.contains(model)).collect());
+    /// Puts what the names of these models mean now in the place of the versions that are gone.
+    pub(super) fn mend(&mut self, gone: &BTreeMap<(String, u32), Option<u32>>) {
+        if gone.is_empty() {
+            return;
+        }
+        let mended = |(key, version): (&String, &u32)| {
+            let (key, version) = (key.clone(), *version);
+            match gone.get(&(key.clone(), version)) {
+                None => Some((key, version)),
+                Some(now) => now.map(|now| (key, now)),
+            }
+        };
+        for earlier in &mut self.history {
+            earlier.models = Arc::new(earlier.models.iter().filter_map(mended).collect());
         }
     }
 
