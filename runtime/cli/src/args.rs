@@ -12,6 +12,8 @@ pub(crate) use self::{
     bench::{Bench, InputShape},
     traffic::{Canary, Diff, Rollback, Sticky},
 };
+use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
+
 use crate::error::EXIT_CODES;
 
 /// Sandpiper: a serverless runtime for inference.
@@ -87,6 +89,14 @@ pub(crate) enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Show the sandboxes of a function
+    Instances {
+        /// The function
+        function: FunctionName,
+        /// Keep showing changes as they come
+        #[arg(short, long)]
+        follow: bool,
+    },
     /// Manage tenants (needs the operator's key)
     #[command(subcommand)]
     Tenant(Tenant),
@@ -129,6 +139,9 @@ pub(crate) struct Serve {
     /// Stop when stdin ends; the demo ties its server to itself by this
     #[arg(long, hide = true)]
     pub(crate) until_stdin_ends: bool,
+    /// The file descriptors that a server leaves to the one that takes over from it
+    #[arg(long = INHERIT_ARGUMENT.trim_start_matches('-'), hide = true, value_name = "FDS")]
+    pub(crate) inherit: Option<Inherited>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

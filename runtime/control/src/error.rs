@@ -69,6 +69,9 @@ pub enum CatalogError {
     /// Another request was faster; the same request may succeed when it is sent again.
     #[error("another request changed this at the same time; try again")]
     Conflict,
+    /// Another process has the data by now, or soon will.
+    #[error("the server is being replaced or ends, and takes no changes; try again")]
+    Closed,
     /// The store failed. Its text is the source, for the operator's log alone.
     #[error("the server could not store or read this")]
     Store(#[source] StoreError),

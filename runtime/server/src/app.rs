@@ -21,10 +21,13 @@ use crate::{
     api::Deployments,
     budget::ByteBudget,
     config::{FileSettings, Settings},
+    edge::Phase,
     functions::FunctionRuntimes,
+    jobs::{self, Jobs},
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
     rollouts,
+    scaling::Scaling,
 };
 
 /// How often what the catalog has forgotten is swept from memory and disk.
@@ -40,6 +43,8 @@ pub(crate) struct App {
     pub(crate) models: Arc<CatalogModels>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
+    pub(crate) jobs: Jobs,
+    pub(crate) scaling: Arc<Scaling>,
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
@@ -52,7 +57,7 @@ pub(crate) struct App {
     parsers_max: usize,
     /// What runs on the whole node.
     pressure: Arc<Pressure>,
-    draining: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
 }
@@ -67,6 +72,7 @@ impl App {
         let folder = DataFolder::open(&settings.data)
             .with_context(|| format!("the data folder {}", settings.data.display()))?;
         let operator_key = operator_key(&settings, &folder)?;
+        let jobs = Jobs::open(&folder, &settings.file).context("open the queue of jobs")?;
         let cache_key = CacheKey(folder.cache_key()?);
         let granted = policies.tiers().filter_map(|tier| policies.limits(tier).ok());
         let memory_mib_max = granted.map(|limits| limits.sandbox.memory_mib).max().unwrap_or(1);
@@ -94,13 +100,16 @@ impl App {
             memory_mib_max,
         };
         let sandboxes = Sandboxes::start(sandboxes, models.clone())?;
+        let scaling = Scaling::new(&file, sandboxes.clone());
         let parsers_max = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let app = Arc::new(App {
             catalog,
             inference,
             models,
             sandboxes,
-            functions: FunctionRuntimes::default(),
+            jobs,
+            functions: FunctionRuntimes::new(scaling.clone()),
+            scaling,
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
@@ -110,12 +119,16 @@ impl App {
             parsers_max,
             settings: file,
             pressure: Arc::new(Pressure::new(parsers_max)),
-            draining: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Serving),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
         tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
+        tokio::spawn(jobs::work(Arc::downgrade(&app)));
+        tokio::spawn(jobs::expire(Arc::downgrade(&app)));
+        tokio::spawn(jobs::tell(Arc::downgrade(&app)));
+        Scaling::spawn(&app);
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
@@ -141,22 +154,27 @@ impl App {
         self.sweep_wanted.notify_one();
     }
 
-    /// Whether new work should go elsewhere.
-    pub(crate) fn is_draining(&self) -> bool {
-        *self.draining.borrow()
+    /// Whether new work may come here.
+    pub(crate) fn is_ready(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving
     }
 
-    /// Resolves when new work should go elsewhere.
-    pub(crate) fn drain_begins(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut draining = self.draining.subscribe();
+    /// Whether what has no end of its own is to end.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.phase.borrow() == Phase::Draining
+    }
+
+    /// Resolves when the node is in this phase or beyond it.
+    pub(crate) fn reaches(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
+        let mut phases = self.phase.subscribe();
         async move {
             // The sender goes with the node, and then all is over too.
-            let _ = draining.wait_for(|draining| *draining).await;
+            let _ = phases.wait_for(|now| *now >= phase).await;
         }
     }
 
-    pub(crate) fn drain(&self) {
-        self.draining.send_replace(true);
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
     }
 
     /// Lets go of the pins of versions that no alias points at any more, nor any function means.
@@ -181,7 +199,12 @@ impl App {
 
     /// Drops from memory and disk what the catalog no longer has. Blocks.
     fn sweep(&self) {
+        if self.catalog.is_closed() {
+            // What this process does not know of may be new.
+            return;
+        }
         self.functions.sweep(&self.catalog);
+        self.scaling.codes.sweep();
         // Asked anew for each entry: a tenant made since the sweep began must not lose its gate to a second one.
         let has_tenant = |name: &TenantName| self.catalog.snapshot().tenant(name).is_some();
         self.tenants.retain(|tenant, _| has_tenant(tenant));

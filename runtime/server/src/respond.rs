@@ -23,7 +23,7 @@ pub(crate) struct Problem {
     pub(crate) code: &'static str,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
-    retry_after_s: Option<u32>,
+    pub(crate) retry_after_s: Option<u32>,
 }
 
 impl Problem {
@@ -165,6 +165,7 @@ impl From<CatalogError> for Problem {
         let (status, code) = match &error {
             CatalogError::NotFound { .. } => return Problem::not_found(),
             CatalogError::Store(_) => return Problem::internal(error),
+            CatalogError::Closed => return Problem::busy("restarting", &error.to_string()),
             CatalogError::AlreadyExists { .. } => (StatusCode::CONFLICT, "already_exists"),
             CatalogError::InUse { .. } | CatalogError::Placed { .. } => {
                 (StatusCode::CONFLICT, "in_use")
@@ -237,6 +238,12 @@ impl From<LoadError> for Problem {
                 let status = StatusCode::TOO_MANY_REQUESTS;
                 return Problem::new(status, "limit_reached", error.to_string()).hint(
                     "deploy the model without pinned=true, let go of another pinned model, or ask the operator for a higher tier",
+                );
+            }
+            LoadError::PinsFull { .. } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                return Problem::new(status, "limit_reached", error.to_string()).hint(
+                    "deploy the model without pinned=true, let go of another pinned model, or have the operator raise --model-memory",
                 );
             }
             LoadError::NoRoom { .. } => {

@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod deploy;
 mod doctor;
+mod instances;
 mod interrupt;
 mod invoke;
 mod keys;
@@ -51,7 +52,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let context = &Context { ui: Ui::new(cli.global.json), global: cli.global };
     match cli.command {
         Command::TryModel => return Ok(ExitCode::from(sandpiper_server::try_model())),
-        Command::Serve(arguments) => serve::run(context, arguments)?,
+        Command::Serve(arguments) => return serve::run(context, arguments),
         Command::Demo(arguments) => demo::run(context, &arguments)?,
         Command::New(arguments) => new::run(context, &arguments)?,
         Command::Build { path } => build::run(context, &path)?,
@@ -64,6 +65,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rollback(arguments) => traffic::rollback(context, &arguments)?,
         Command::Diff(arguments) => traffic::diff(context, &arguments)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
+        Command::Instances { function, follow } => instances::run(context, &function, follow)?,
         Command::Tenant(command) => tenants::run(context, command)?,
         Command::Key(command) => keys::run(context, command)?,
         Command::Doctor => return doctor::run(context),

@@ -177,6 +177,8 @@ async fn upload_model(
     });
     let loaded = app.inference.inspect_for(&tenant.name, spec.await?).await?;
     if options.pinned {
+        // What has been deleted meanwhile, or is pointed at no more, holds no pin.
+        app.unpin_models();
         app.inference.may_pin(&loaded, &tenant.name, &name)?;
     }
     let (owner, model, now) = (tenant.name.clone(), name.clone(), OffsetDateTime::now_utc());

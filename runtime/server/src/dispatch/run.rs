@@ -9,13 +9,14 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use sandpiper_control::FunctionVersion;
-use sandpiper_domain::{Band, Fault, Grant, Lane, Share, TenantName, Usage};
-use sandpiper_sandbox::{FunctionCode, Invocation, Observer, Outcome};
+use sandpiper_domain::{Band, Fault, Grant, Lane, Mode, Share, TenantName, Usage};
+use sandpiper_sandbox::{FunctionCode, Invocation, Keeper, Observer, Outcome, Source};
 
 use crate::{
     admission::Entry,
     app::App,
     edge::EdgeBody,
+    fleet::Running,
     functions::FunctionRuntime,
     respond::{ERROR_HEADER, Problem},
 };
@@ -44,23 +45,34 @@ where
 {
     let began = Instant::now();
     let Work { version, grant, runtime, lane, request_id } = work;
+    let waiting = runtime.fleet.wait();
     let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
-    let code = code(app, &runtime, &version).await?;
+    drop(waiting);
+    let (running, ready) = Running::begin(&runtime, &grant, entry.clone());
+    let source = match ready {
+        Some(sandbox) => Source::Ready(sandbox),
+        None => Source::Fresh(code(app, &runtime, &version).await?),
+    };
+    let keeper = (runtime.fleet.mode == Mode::Reused).then(|| {
+        let running = running.clone();
+        Box::new(move |sandbox| running.keep(sandbox)) as Keeper
+    });
     let share = match lane {
         Lane::Batch => Share { band: Band::Low, ..grant.tenant.share() },
         Lane::Interactive | Lane::Job => grant.tenant.share(),
     };
     let access = app.settings.access_log.then(|| Access::of(&grant, &version, &request_id));
-    let observer = Box::new(End { runtime: runtime.clone(), began, access, _entry: entry.clone() });
+    let observer = Box::new(End { running: running.clone(), began, access, _entry: entry.clone() });
     let invocation = Invocation {
         grant,
         log: runtime.log.clone(),
         request_id,
         share,
-        activity: entry.clone(),
+        activity: running,
         observer,
+        keeper,
     };
-    let mut response = app.sandboxes.invoke(code, request, invocation).await?;
+    let mut response = app.sandboxes.invoke(source, request, invocation).await?;
     if response.status().is_informational() {
         // Not the last word of any exchange, and no function may switch protocols.
         runtime.window.failed();
@@ -76,11 +88,11 @@ where
 }
 
 /// The function's code; it compiled when it was deployed, so that a failure is the node's.
-async fn code<'a>(
+async fn code(
     app: &Arc<App>,
-    runtime: &'a FunctionRuntime,
+    runtime: &Arc<FunctionRuntime>,
     version: &FunctionVersion,
-) -> Result<&'a FunctionCode, Problem> {
+) -> Result<Arc<FunctionCode>, Problem> {
     let ready = runtime.code(version, &app.sandboxes, &app.catalog);
     let unavailable = |cause: &dyn std::fmt::Display| {
         tracing::error!(tenant = %version.grant.models.tenant, function = %version.manifest.name, %cause, "no code");
@@ -94,7 +106,7 @@ async fn code<'a>(
 
 /// What is left to do when the sandbox is gone: measure, and let the next request in.
 struct End {
-    runtime: Arc<FunctionRuntime>,
+    running: Arc<Running>,
     began: Instant,
     access: Option<Access>,
     _entry: Arc<Entry>,
@@ -120,8 +132,13 @@ impl Access {
 impl Observer for End {
     fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
         let took = self.began.elapsed();
-        self.runtime.metrics.record(outcome, &usage, took);
-        self.runtime.window.record(outcome, took);
+        self.running.runtime().window.record(outcome, took);
+        self.running.runtime().metrics.record(outcome, &usage, took);
+        self.running.end(match outcome {
+            Outcome::Completed => "served_out",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Faulted(_) => "fault",
+        });
         let Some(access) = &self.access else { return };
         let outcome = match outcome {
             Outcome::Completed => "completed",

@@ -1,6 +1,9 @@
 //! Who calls, and on behalf of which tenant.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sandpiper_control::{KeyError, Principal, Tenant};
 use sandpiper_domain::{ModelScope, Scope, ScopeSet};
@@ -70,6 +73,12 @@ impl Caller {
         let admission = app.admission(&self.tenant);
         let entry = admission.enter_inference().await?;
         Ok(Place::take(entry, admission)?)
+    }
+
+    /// When a request that came at `began` must be answered, where it says so and where it does not.
+    pub(crate) fn deadline(&self, began: Instant, timeout: Option<Duration>) -> Instant {
+        let limit = Duration::from_millis(self.tenant.sandbox.wall_ms);
+        began + timeout.map_or(limit, |timeout| timeout.min(limit))
     }
 
     /// The longest request body, in bytes.
