@@ -10,7 +10,7 @@ use sandpiper_domain::{AliasName, FunctionName, ModelName, Scope, Selector, Tena
 
 pub(crate) use self::{
     bench::{Bench, InputShape},
-    traffic::{Canary, Diff, Rollback},
+    traffic::{Canary, Diff, Rollback, Sticky},
 };
 use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
 
@@ -249,9 +249,28 @@ pub(crate) enum Functions {
         name: FunctionName,
         alias: AliasName,
         target: AliasTarget,
+        /// Keep each caller on one version of a split, by a header or a cookie: `header:x-user`, `cookie:group`,
+        /// or `none`
+        #[arg(long, value_name = "HOW")]
+        sticky: Option<Sticky>,
         /// Point at a version even though it has failed
         #[arg(long)]
         force: bool,
+    },
+    /// Show the rollout of an alias, or end it
+    Rollout {
+        name: FunctionName,
+        #[arg(long, default_value = "live")]
+        alias: AliasName,
+        /// Give all the traffic back to the version of before
+        #[arg(long)]
+        abort: bool,
+    },
+    /// Show where an alias has pointed, and why
+    History {
+        name: FunctionName,
+        #[arg(long, default_value = "live")]
+        alias: AliasName,
     },
     /// Say which versions are kept: the latest, or these; the newest and those with aliases always are
     Retain {

@@ -81,6 +81,7 @@ where
     let mut response = app.sandboxes.invoke(source, request, invocation).await?;
     if response.status().is_informational() {
         // Not the last word of any exchange, and no function may switch protocols.
+        runtime.window.failed();
         return Err(Fault::NoResponse.into());
     }
     if response.status().is_server_error() {
