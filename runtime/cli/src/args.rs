@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod jobs;
 mod traffic;
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
@@ -10,6 +11,7 @@ use sandpiper_domain::{AliasName, FunctionName, ModelName, Scope, Selector, Tena
 
 pub(crate) use self::{
     bench::{Bench, InputShape},
+    jobs::{Batch, BatchRun, Jobs, State},
     traffic::{Canary, Diff, Rollback, Sticky},
 };
 use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
@@ -64,6 +66,12 @@ pub(crate) enum Command {
     Deploy(Deploy),
     /// Send a request to a function
     Invoke(Invoke),
+    /// Show and change jobs: requests that were sent with `invoke --async`
+    #[command(subcommand)]
+    Jobs(Jobs),
+    /// Send the lines of a file to a function
+    #[command(subcommand)]
+    Batch(Batch),
     /// Measure a model or a function under load
     Bench(Bench),
     /// Show and change functions
@@ -226,6 +234,12 @@ pub(crate) struct Invoke {
     /// Print the status and the headers too
     #[arg(short, long)]
     pub(crate) include: bool,
+    /// Make a job of the request, and print the job's id
+    #[arg(long = "async")]
+    pub(crate) later: bool,
+    /// Wait for the job's end and print its result
+    #[arg(long, requires = "later")]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -72,5 +72,6 @@ fn holdings(app: &Arc<App>) -> Vec<Step> {
 /// Takes back what was released, in the opposite order.
 pub(crate) async fn reclaim(app: &Arc<App>) -> anyhow::Result<()> {
     app.blocking(|app| app.catalog.reopen()).await??;
+    app.jobs.resume();
     Ok(())
 }

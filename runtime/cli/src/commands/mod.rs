@@ -1,5 +1,6 @@
 //! One file per verb. Each takes its arguments and a [`Context`], and prints its own result.
 
+mod batch;
 mod bench;
 mod build;
 mod catalog;
@@ -10,6 +11,7 @@ mod doctor;
 mod instances;
 mod interrupt;
 mod invoke;
+mod jobs;
 mod keys;
 mod logs;
 mod models;
@@ -59,6 +61,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Build { path } => build::run(context, &path)?,
         Command::Deploy(arguments) => return deploy::run(context, &arguments),
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
+        Command::Jobs(command) => jobs::run(context, command)?,
+        Command::Batch(command) => batch::run(context, command)?,
         Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
