@@ -1,15 +1,18 @@
 //! The command line.
 
 mod bench;
+mod traffic;
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandpiper_domain::{AliasName, FunctionName, ModelName, Scope, Selector, TenantName};
-
-pub(crate) use self::bench::{Bench, InputShape};
 use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
 
+pub(crate) use self::{
+    bench::{Bench, InputShape},
+    traffic::{Canary, Diff, Rollback},
+};
 use crate::error::EXIT_CODES;
 
 /// Sandpiper: a serverless runtime for inference.
@@ -68,6 +71,15 @@ pub(crate) enum Command {
     /// Upload, show and change models
     #[command(subcommand)]
     Models(Models),
+    /// List the versions of a function
+    Versions {
+        /// The function
+        function: FunctionName,
+    },
+    /// Move a function back to where it was before, with the models that it used there
+    Rollback(Rollback),
+    /// Show how two versions of a function differ
+    Diff(Diff),
     /// Show what a function printed
     Logs {
         /// The function
@@ -176,6 +188,8 @@ pub(crate) struct Deploy {
     /// Upload this component; nothing is built
     #[arg(long, value_name = "FILE")]
     pub(crate) component: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) canary: Canary,
 }
 
 #[derive(Debug, Args)]
@@ -216,7 +230,24 @@ pub(crate) enum Functions {
         alias: AliasName,
     },
     /// Point an alias at a version, or split its traffic: `3`, or `3=90,4=10`
-    Alias { name: FunctionName, alias: AliasName, target: AliasTarget },
+    Alias {
+        name: FunctionName,
+        alias: AliasName,
+        target: AliasTarget,
+        /// Point at a version even though it has failed
+        #[arg(long)]
+        force: bool,
+    },
+    /// Say which versions are kept: the latest, or these; the newest and those with aliases always are
+    Retain {
+        name: FunctionName,
+        /// So many of the newest
+        #[arg(long, value_name = "COUNT", conflicts_with = "versions")]
+        latest: Option<u32>,
+        /// These, with commas between them
+        #[arg(long, value_name = "VERSIONS", value_delimiter = ',')]
+        versions: Option<Vec<u32>>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

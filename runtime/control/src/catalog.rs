@@ -20,6 +20,8 @@ use crate::{
     key::{self, KeyMac},
 };
 
+mod alias_record;
+mod bindings;
 mod close;
 mod draft;
 mod functions;
@@ -27,8 +29,10 @@ mod garbage;
 mod keys;
 mod load;
 mod models;
+mod placement;
 mod record;
 mod resolve;
+mod rollouts;
 mod snapshot;
 mod tenants;
 #[cfg(test)]
@@ -41,11 +45,12 @@ pub use garbage::PinnedBlob;
 use garbage::Pins;
 pub use keys::NewKey;
 pub use models::NewModel;
+pub use placement::{Alias, AliasChange, Cause, Placement, Sticky};
 pub use snapshot::{
     Found, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Principal,
     Retention, Snapshot, Tenant,
 };
-pub use versions::{Alias, Target, Versions};
+pub use versions::{Target, Versions};
 
 /// What a `put` did.
 #[derive(Debug, Clone)]

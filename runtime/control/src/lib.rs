@@ -13,11 +13,14 @@ mod store;
 mod usage;
 
 pub use catalog::{
-    Alias, Catalog, Found, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion,
-    NewFunction, NewKey, NewModel, PinnedBlob, Principal, PutOutcome, Retention, Snapshot, Target,
-    Tenant, Versions,
+    Alias, AliasChange, Catalog, Cause, Found, Function, FunctionVersion, Key, ModelEntry,
+    ModelGrants, ModelVersion, NewFunction, NewKey, NewModel, PinnedBlob, Placement, Principal,
+    PutOutcome, Retention, Snapshot, Sticky, Target, Tenant, Versions,
 };
 pub use error::{CatalogError, KeyError, OpenError};
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};
+pub use rollout::{
+    BAKE_MAX, EndedRollout, Health, NewRollout, Observed, Rollout, RolloutEnd, Verdict, judge,
+};
 pub use store::{DataFolder, FolderBlobs, SqliteStore};

@@ -17,7 +17,7 @@ use sandpiper_sandbox::{CacheKey, Sandboxes};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    admission::TenantAdmission,
+    admission::{Pressure, TenantAdmission},
     api::Deployments,
     budget::ByteBudget,
     config::{FileSettings, Settings},
@@ -25,6 +25,7 @@ use crate::{
     functions::FunctionRuntimes,
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
+    rollouts,
 };
 
 /// How often what the catalog has forgotten is swept from memory and disk.
@@ -50,6 +51,8 @@ pub(crate) struct App {
     /// The threads that read and write long ones.
     pub(crate) parsers: Arc<Semaphore>,
     parsers_max: usize,
+    /// What runs on the whole node.
+    pressure: Arc<Pressure>,
     phase: watch::Sender<Phase>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
@@ -107,11 +110,13 @@ impl App {
             parsers: Arc::new(Semaphore::new(parsers_max)),
             parsers_max,
             settings: file,
+            pressure: Arc::new(Pressure::new(parsers_max)),
             phase: watch::Sender::new(Phase::Serving),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
+        tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
@@ -121,7 +126,8 @@ impl App {
     pub(crate) fn admission(&self, tenant: &Tenant) -> Arc<TenantAdmission> {
         let make = |bytes| {
             let parsers = self.parsers_max.div_ceil(2);
-            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers))
+            let pressure = self.pressure.clone();
+            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers, pressure))
         };
         let entry = self.tenants.entry(tenant.name.clone());
         let mut admission = entry.or_insert_with(|| make(self.bytes.tenant()));
@@ -159,12 +165,14 @@ impl App {
         self.phase.send_replace(phase);
     }
 
-    /// Lets go of the pins of versions that no alias points at any more.
+    /// Lets go of the pins of versions that no alias points at any more, nor any function means.
     pub(crate) fn unpin_models(&self) {
         let snapshot = self.catalog.snapshot();
+        let placed = snapshot.placed_models();
         self.inference.unpin(|key| {
             let model = snapshot.model(&key.tenant, &key.model);
-            model.is_some_and(|model| model.versions.is_aliased(key.version))
+            placed.contains(key)
+                || model.is_some_and(|model| model.versions.is_aliased(key.version))
         });
     }
 

@@ -12,6 +12,7 @@ use crate::{
     admission::{Gate, TenantAdmission},
     models::blob_of,
     telemetry::FunctionMetrics,
+    window::VersionWindow,
 };
 
 /// One function version at work on this node.
@@ -21,6 +22,7 @@ pub(crate) struct FunctionRuntime {
     pub(crate) gate: Gate,
     pub(crate) log: Arc<FunctionLog>,
     pub(crate) metrics: Arc<FunctionMetrics>,
+    pub(crate) window: VersionWindow,
 }
 
 impl FunctionRuntime {
@@ -79,7 +81,8 @@ impl FunctionRuntimes {
         let tenant = admission();
         let gate = tenant.function_gate(version.manifest.scale.max);
         let runtime = self.versions.entry(key).or_insert_with(|| {
-            Arc::new(FunctionRuntime { code: OnceCell::new(), tenant, gate, log, metrics })
+            let (code, window) = (OnceCell::new(), VersionWindow::default());
+            Arc::new(FunctionRuntime { code, tenant, gate, log, metrics, window })
         });
         runtime.clone()
     }

@@ -15,6 +15,7 @@ mod models;
 mod new;
 mod serve;
 mod tenants;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -54,11 +55,14 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(context, &arguments)?,
         Command::New(arguments) => new::run(context, &arguments)?,
         Command::Build { path } => build::run(context, &path)?,
-        Command::Deploy(arguments) => deploy::run(context, &arguments)?,
+        Command::Deploy(arguments) => return deploy::run(context, &arguments),
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
         Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
+        Command::Versions { function } => traffic::versions(context, &function)?,
+        Command::Rollback(arguments) => traffic::rollback(context, &arguments)?,
+        Command::Diff(arguments) => traffic::diff(context, &arguments)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
         Command::Tenant(command) => tenants::run(context, command)?,
         Command::Key(command) => keys::run(context, command)?,

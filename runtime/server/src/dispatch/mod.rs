@@ -52,7 +52,7 @@ async fn invoke(
 ) -> Result<Response<EdgeBody>, Problem> {
     let target = find(app, &request)?;
     let (request, overflow) = for_guest(request, &target, peer, request_id_header)?;
-    let Target { version, grant, runtime, .. } = target;
+    let Target { version, grant, runtime, cookie, .. } = target;
     let limit_mib = grant.sandbox.request_body_mib;
     let lane = Lane::Interactive;
     let work = Work { version, grant, runtime, lane, request_id: request_id.clone() };
@@ -61,7 +61,11 @@ async fn invoke(
     if overflow.is_some_and(|overflow| overflow.load(Relaxed)) {
         return Err(Problem::too_large("request's body", limit_mib));
     }
-    response
+    let mut response = response?;
+    if let Some(cookie) = cookie {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
 }
 
 /// The token of `Authorization: Bearer …`. Several such headers are refused: two readers could pick different ones.

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use sandpiper_control::FunctionVersion;
-use sandpiper_domain::{Band, Fault, Grant, Lane, Share, TenantName, Unmetered, Usage};
+use sandpiper_domain::{Band, Fault, Grant, Lane, Share, TenantName, Usage};
 use sandpiper_sandbox::{FunctionCode, Invocation, Observer, Outcome};
 
 use crate::{
-    admission::Permit,
+    admission::Entry,
     app::App,
     edge::EdgeBody,
     functions::FunctionRuntime,
@@ -44,21 +44,20 @@ where
 {
     let began = Instant::now();
     let Work { version, grant, runtime, lane, request_id } = work;
-    let permits = Arc::new(runtime.tenant.enter(&runtime.gate).await?);
+    let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
     let code = code(app, &runtime, &version).await?;
     let share = match lane {
         Lane::Batch => Share { band: Band::Low, ..grant.tenant.share() },
         Lane::Interactive | Lane::Job => grant.tenant.share(),
     };
     let access = app.settings.access_log.then(|| Access::of(&grant, &version, &request_id));
-    let observer =
-        Box::new(End { runtime: runtime.clone(), began, access, _permits: permits.clone() });
+    let observer = Box::new(End { runtime: runtime.clone(), began, access, _entry: entry.clone() });
     let invocation = Invocation {
         grant,
         log: runtime.log.clone(),
         request_id,
         share,
-        activity: Arc::new(Unmetered),
+        activity: entry.clone(),
         observer,
     };
     let mut response = app.sandboxes.invoke(code, request, invocation).await?;
@@ -66,10 +65,13 @@ where
         // Not the last word of any exchange, and no function may switch protocols.
         return Err(Fault::NoResponse.into());
     }
+    if response.status().is_server_error() {
+        runtime.window.failed();
+    }
     // This header is ours to set.
     response.headers_mut().remove(ERROR_HEADER);
     // The places are kept until the client has the whole response, which is in memory until then.
-    Ok(response.map(|body| EdgeBody::Guest { body, _places: permits }))
+    Ok(response.map(|body| EdgeBody::Guest { body, _places: entry }))
 }
 
 /// The function's code; it compiled when it was deployed, so that a failure is the node's.
@@ -94,7 +96,7 @@ struct End {
     runtime: Arc<FunctionRuntime>,
     began: Instant,
     access: Option<Access>,
-    _permits: Arc<[Permit; 2]>,
+    _entry: Arc<Entry>,
 }
 
 /// What an access line tells besides the outcome.
@@ -118,6 +120,7 @@ impl Observer for End {
     fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
         let took = self.began.elapsed();
         self.runtime.metrics.record(outcome, &usage, took);
+        self.runtime.window.record(outcome, took);
         let Some(access) = &self.access else { return };
         let outcome = match outcome {
             Outcome::Completed => "completed",

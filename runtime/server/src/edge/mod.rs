@@ -30,11 +30,13 @@ mod held;
 mod lifetime;
 mod pace;
 mod successor;
+mod watched;
 
 pub(crate) use body::EdgeBody;
 pub use lifetime::Ended;
 pub(crate) use lifetime::{Phase, serve};
 pub(crate) use pace::{Paced, TooSlow};
+pub(crate) use watched::{Unread, Watched};
 
 use crate::{
     api,
@@ -46,7 +48,7 @@ use crate::{
 /// How long a client may take for its request's head, and for the first bytes that tell its protocol.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may leave a response unread. What it does not read stays in memory.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The head of an HTTP/1.1 request, and what hyper buffers of a body beyond it.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const H2_HEADER_BYTES_MAX: u32 = 16 * 1024;
