@@ -8,14 +8,13 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandpiper_domain::{AliasName, FunctionName, ModelName, Scope, Selector, TenantName};
+use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
 
 pub(crate) use self::{
     bench::{Bench, InputShape},
     jobs::{Batch, BatchRun, Jobs, State},
     traffic::{Canary, Diff, Rollback, Sticky},
 };
-use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
-
 use crate::error::EXIT_CODES;
 
 /// Sandpiper: a serverless runtime for inference.
