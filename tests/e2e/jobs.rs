@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use crate::cli::Person;
 use hmac::{Hmac, KeyInit, Mac};
 use sandpiper_tests::{Answer, Client, Server, Tenant, until};
 use serde_json::{Value, json};
@@ -90,7 +91,8 @@ fn large_bodies_and_results_pass() {
     let body = vec![b'x'; 900_000];
     let id = id_of(&send(&tenant, "/echo", &[], &body).expect(202));
     ends(&tenant.client, &id, "done");
-    assert!(result(&tenant.client, &id).expect(200).body == body);
+    let answer = result(&tenant.client, &id).expect(200).json();
+    assert!(answer["body"].as_str().unwrap().as_bytes() == body);
 }
 
 #[test]
@@ -343,4 +345,24 @@ fn a_webhook_is_signed_and_called_again_until_it_is_taken() {
         let webhook = show(&tenant.client, &id)["webhook"].clone();
         (webhook == json!({ "url": url, "state": "delivered" })).then_some(())
     });
+}
+
+#[test]
+fn the_command_line_makes_shows_and_ends_jobs() {
+    let (server, tenant) = started("");
+    let person = Person::new(&server, &tenant.key);
+    let invoke = ["invoke", FUNCTION, "/job", "-d", "hello", "--async"];
+    let result: Value =
+        serde_json::from_str(&person.good(&[&invoke[..], &["--wait"]].concat())).unwrap();
+    assert_eq!(result["body"], "hello");
+    let job = person.json(&invoke);
+    let id = job["id"].as_str().unwrap();
+    ends(&tenant.client, id, "done");
+    assert_eq!(person.json(&["jobs", "show", id])["state"], "done");
+    assert!(person.good(&["jobs", "result", id]).contains("hello"));
+    let listed = person.json(&["jobs", "list", "--state", "done", "--function", FUNCTION]);
+    assert_eq!(listed["jobs"].as_array().map(Vec::len), Some(2), "{listed}");
+    assert_eq!(person.json(&["jobs", "redrive"]), json!({ "redriven": 0 }));
+    assert_eq!(person.json(&["jobs", "cancel", id]), json!({ "cancelled": id }));
+    assert_eq!(person.run(&["jobs", "result", id]).status.code(), Some(6), "the result is gone");
 }

@@ -1,19 +1,20 @@
 //! The command line.
 
 mod bench;
+mod jobs;
 mod traffic;
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandpiper_domain::{AliasName, FunctionName, ModelName, Scope, Selector, TenantName};
+use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
 
 pub(crate) use self::{
     bench::{Bench, InputShape},
+    jobs::{Batch, BatchRun, Jobs, State},
     traffic::{Canary, Diff, Rollback, Sticky},
 };
-use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
-
 use crate::error::EXIT_CODES;
 
 /// Sandpiper: a serverless runtime for inference.
@@ -64,6 +65,12 @@ pub(crate) enum Command {
     Deploy(Deploy),
     /// Send a request to a function
     Invoke(Invoke),
+    /// Show and change jobs: requests that were sent with `invoke --async`
+    #[command(subcommand)]
+    Jobs(Jobs),
+    /// Send the lines of a file to a function
+    #[command(subcommand)]
+    Batch(Batch),
     /// Measure a model or a function under load
     Bench(Bench),
     /// Show and change functions
@@ -96,6 +103,12 @@ pub(crate) enum Command {
         /// Keep showing changes as they come
         #[arg(short, long)]
         follow: bool,
+    },
+    /// Show what the functions have used in a month, and the budget
+    Usage {
+        /// The month, such as 2026-11 [default: this one]
+        #[arg(long, value_name = "MONTH")]
+        month: Option<String>,
     },
     /// Manage tenants (needs the operator's key)
     #[command(subcommand)]
@@ -220,6 +233,12 @@ pub(crate) struct Invoke {
     /// Print the status and the headers too
     #[arg(short, long)]
     pub(crate) include: bool,
+    /// Make a job of the request, and print the job's id
+    #[arg(long = "async")]
+    pub(crate) later: bool,
+    /// Wait for the job's end and print its result
+    #[arg(long, requires = "later")]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Subcommand)]

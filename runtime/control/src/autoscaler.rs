@@ -183,12 +183,12 @@ impl Autoscaler {
         let peak = self.peaks.iter().map(|(_, peak)| *peak).fold(0.0, f64::max);
         // Beyond u32, `as` gives its largest value; the clamp to `max` comes later.
         let level = peak.ceil() as u32;
-        if level >= self.wanted {
-            self.wanted = level;
-            self.shrunk_at = at;
-        } else if is_over {
+        if is_over {
             self.wanted = 0;
             self.peaks.clear();
+        } else if level >= self.wanted {
+            self.wanted = level;
+            self.shrunk_at = at;
         } else if !is_panicking && at.saturating_sub(self.shrunk_at) >= self.windows.slow / SHRINKS
         {
             self.wanted = level.max(self.wanted / 2);

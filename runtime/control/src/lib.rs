@@ -29,3 +29,6 @@ pub use rollout::{
     BAKE_MAX, EndedRollout, Health, NewRollout, Observed, Rollout, RolloutEnd, Verdict, judge,
 };
 pub use store::{DataFolder, FolderBlobs, SqliteStore};
+pub use usage::{
+    Amounts, Counted, Ledger, Ledgers, Month, Owner, ParseMonthError, Spent, UsageError,
+};

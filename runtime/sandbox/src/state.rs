@@ -6,7 +6,7 @@ use sandpiper_domain::{Activity, Grant, ModelSource, Share, Unmetered, Usage};
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::{
     WasiCtx, WasiCtxView, WasiView,
-    p2::{DynInputStream, DynOutputStream},
+    p2::{DynInputStream, DynOutputStream, DynPollable},
 };
 use wasmtime_wasi_http::{
     WasiHttpCtx, WasiHttpCtxView, WasiHttpView,
@@ -101,13 +101,16 @@ impl State {
         self.limiter.is_at_rest() && self.has_let_go()
     }
 
-    /// Whether the table holds nothing that came with a request or costs the host much.
+    /// Whether the table holds nothing that came with a request or costs the host much. The stream of a body never comes
+    /// without its body, which is none of these.
     fn has_let_go(&mut self) -> bool {
         let mut kept = 0;
         self.table.iter_mut().all(|resource| {
             kept += 1;
             kept <= KEPT_RESOURCES_MAX
-                && (resource.is::<DynOutputStream>() || resource.is::<DynInputStream>())
+                && (resource.is::<DynOutputStream>()
+                    || resource.is::<DynInputStream>()
+                    || resource.is::<DynPollable>())
         })
     }
 

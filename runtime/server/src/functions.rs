@@ -10,7 +10,7 @@ use sandpiper_sandbox::{CodeError, FunctionCode, FunctionLog, Purpose, Sandboxes
 use tokio::sync::Mutex;
 
 use crate::{
-    admission::{Gate, TenantAdmission},
+    admission::{Gate, Habits, Meter, TenantAdmission},
     fleet::{Events, Fleet},
     models::blob_of,
     scaling::Scaling,
@@ -32,6 +32,8 @@ pub(crate) struct FunctionRuntime {
     pub(crate) log: Arc<FunctionLog>,
     pub(crate) metrics: Arc<FunctionMetrics>,
     pub(crate) window: VersionWindow,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) habits: Habits,
 }
 
 /// Linked code, while it is in memory.
@@ -156,6 +158,7 @@ impl FunctionRuntimes {
         let (log, metrics, events) = self.shared(tenant, function);
         let admission = admission();
         let gate = admission.function_gate(version.manifest.scale.max);
+        let meter = Arc::new(Meter::new(admission.account.clone(), function.clone()));
         let runtime = Arc::new(FunctionRuntime {
             tenant_name: tenant.clone(),
             function: function.clone(),
@@ -169,6 +172,8 @@ impl FunctionRuntimes {
             log,
             metrics,
             window: VersionWindow::default(),
+            meter,
+            habits: Habits::default(),
         });
         let mut entry = self.versions.entry(key).or_insert_with(|| runtime.clone());
         if !is_same(&entry) {

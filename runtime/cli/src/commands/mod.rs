@@ -1,5 +1,6 @@
 //! One file per verb. Each takes its arguments and a [`Context`], and prints its own result.
 
+mod batch;
 mod bench;
 mod build;
 mod catalog;
@@ -10,6 +11,7 @@ mod doctor;
 mod instances;
 mod interrupt;
 mod invoke;
+mod jobs;
 mod keys;
 mod logs;
 mod models;
@@ -17,6 +19,7 @@ mod new;
 mod serve;
 mod tenants;
 mod traffic;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -58,6 +61,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Build { path } => build::run(context, &path)?,
         Command::Deploy(arguments) => return deploy::run(context, &arguments),
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
+        Command::Jobs(command) => jobs::run(context, command)?,
+        Command::Batch(command) => batch::run(context, command)?,
         Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
@@ -66,6 +71,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Diff(arguments) => traffic::diff(context, &arguments)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
         Command::Instances { function, follow } => instances::run(context, &function, follow)?,
+        Command::Usage { month } => usage::run(context, month.as_deref())?,
         Command::Tenant(command) => tenants::run(context, command)?,
         Command::Key(command) => keys::run(context, command)?,
         Command::Doctor => return doctor::run(context),

@@ -64,12 +64,12 @@ fn a_spike_is_panic_and_what_it_needed_stays_for_a_slow_window() {
 #[test]
 fn a_slow_wave_is_followed_without_panic() {
     let points = run(Mode::Reused, 0, "diurnal");
-    for point in points.iter().skip(1_200) {
+    for point in points.iter().skip(1_300) {
         assert!(!point.panicking, "{point:?}");
         assert!(point.wanted + 4 >= point.running, "{point:?}");
     }
     let wanted = |second| at(&points, second).wanted;
-    assert!(wanted(450) > 2 * wanted(380), "{} at the top, {} below", wanted(450), wanted(380));
+    assert!(wanted(450) > 2 * wanted(345), "{} at the top, {} below", wanted(450), wanted(345));
 }
 
 #[test]
@@ -127,6 +127,8 @@ fn any_mode() -> impl Strategy<Value = Mode> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
     /// Whatever is observed, the answer lies within the limits.
     #[test]
     fn the_limits_hold(
@@ -164,7 +166,7 @@ proptest! {
     /// A slow window without traffic leaves the minimum, whatever came before.
     #[test]
     fn silence_leaves_the_minimum(
-        load in prop::collection::vec(0.0..1_000.0f64, 1..300),
+        load in prop::collection::vec(0.0..1_000.0f64, 1..100),
         min in 0..10u32,
     ) {
         let mut load = load;

@@ -8,7 +8,7 @@ use sandpiper_domain::{
 };
 
 use super::{
-    PinnedWork, SqliteJobs, failed,
+    PinnedWork, SqliteJobs, failed, owner,
     row::{Place, damaged, digest_of, id_of, key, number, state_number, state_of},
     steps::{self, Kept, run},
 };
@@ -280,7 +280,7 @@ fn cancel(
     let mut cancelled = Vec::new();
     for job in jobs.map_err(failed)? {
         let job = id_of(&job)?;
-        steps::cancel(connection, tenant, job, now_ms)?;
+        owner::cancel(connection, tenant, job, now_ms)?;
         cancelled.push(job);
     }
     run(

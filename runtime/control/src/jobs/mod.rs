@@ -17,6 +17,7 @@ use sandpiper_domain::{
 
 mod batch;
 mod blobs;
+mod owner;
 mod read;
 mod row;
 mod schema;
@@ -268,7 +269,7 @@ impl JobQueue for SqliteJobs {
     }
 
     fn cancel(&self, tenant: TenantName, job: JobId, now_ms: u64) -> Answer<JobState> {
-        self.inner.submit(move |connection| steps::cancel(connection, &tenant, job, now_ms))
+        self.inner.submit(move |connection| owner::cancel(connection, &tenant, job, now_ms))
     }
 
     fn redrive(
@@ -279,7 +280,7 @@ impl JobQueue for SqliteJobs {
         now_ms: u64,
     ) -> Answer<u64> {
         self.inner.submit(move |connection| {
-            steps::redrive(connection, &tenant, job, function.as_ref(), now_ms)
+            owner::redrive(connection, &tenant, job, function.as_ref(), now_ms)
         })
     }
 }

@@ -42,7 +42,8 @@ const CREATE: &str = "
     CREATE INDEX idempotency_of_job ON idempotency (id);
     CREATE TABLE batches (
         id BLOB PRIMARY KEY, tenant TEXT NOT NULL, function TEXT NOT NULL, selector TEXT NOT NULL, path TEXT NOT NULL,
-        input BLOB NOT NULL, of_blobs INTEGER NOT NULL, lines INTEGER NOT NULL, shards INTEGER NOT NULL, done_lines INTEGER NOT NULL,
+        input BLOB NOT NULL, of_blobs INTEGER NOT NULL, lines INTEGER NOT NULL, shards INTEGER NOT NULL,
+        done_lines INTEGER NOT NULL,
         done_shards INTEGER NOT NULL, failed_lines INTEGER NOT NULL, state INTEGER NOT NULL,
         created_ms INTEGER NOT NULL, finished_ms INTEGER, expires_ms INTEGER
     ) STRICT, WITHOUT ROWID;

@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 use sandpiper_domain::{
-    Again, Digest, End, Enqueued, FunctionName, JobError, JobId, JobResult, JobState, Lane, NewJob,
-    TenantName,
+    Again, Digest, End, Enqueued, JobError, JobId, JobResult, JobState, NewJob, TenantName,
 };
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
 /// What remains of a job after its result is kept so long.
 const TOMBSTONE_MS: u64 = 7 * 24 * 3_600_000;
 /// Rows that one command moves at most, so that no commit takes long.
-const MOVED_MAX: i64 = 1_000;
+pub(super) const MOVED_MAX: i64 = 1_000;
 const WEBHOOK_DUE: i64 = 1;
 
 /// Bytes in the row, or the blob that holds them.
@@ -34,7 +33,7 @@ impl Kept {
     }
 }
 
-type Done<T> = Result<T, JobError>;
+pub(super) type Done<T> = Result<T, JobError>;
 
 /// Runs one statement that changes rows; gives how many.
 pub(super) fn run(
@@ -46,7 +45,11 @@ pub(super) fn run(
     Ok(changed.map_err(failed)?)
 }
 
-fn ids(connection: &Connection, sql: &str, parameters: impl rusqlite::Params) -> Done<Vec<JobId>> {
+pub(super) fn ids(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+) -> Done<Vec<JobId>> {
     let mut statement = connection.prepare_cached(sql).map_err(failed)?;
     let mut rows = statement.query(parameters).map_err(failed)?;
     let mut ids = Vec::new();
@@ -153,7 +156,7 @@ pub(super) fn count_waiting(connection: &Connection, tenant: &TenantName) -> Don
     Ok(count.unwrap_or(0).max(0).cast_unsigned())
 }
 
-fn add_waiting(connection: &Connection, tenant: &TenantName, count: i64) -> Done<()> {
+pub(super) fn add_waiting(connection: &Connection, tenant: &TenantName, count: i64) -> Done<()> {
     run(
         connection,
         "INSERT INTO waiting VALUES (?1, ?2) ON CONFLICT (tenant) DO UPDATE SET jobs = jobs + excluded.jobs",
@@ -175,7 +178,7 @@ fn into_list(connection: &Connection, place: &Place, now_ms: u64) -> Done<()> {
     .map(drop)
 }
 
-fn out_of_list(connection: &Connection, place: &Place) -> Done<()> {
+pub(super) fn out_of_list(connection: &Connection, place: &Place) -> Done<()> {
     let (ready, id) = (place.ready_ms.cast_signed(), key(place.id));
     let sql = "DELETE FROM ready WHERE tenant = ?1 AND lane = ?2 AND rank = ?3 AND ready_ms = ?4 AND id = ?5";
     let tenant = place.tenant.as_str();
@@ -220,14 +223,19 @@ fn give_back(
     again(connection, &place, Some(why), now_ms)
 }
 
-fn unlease(connection: &Connection, place: &Place) -> Done<()> {
+pub(super) fn unlease(connection: &Connection, place: &Place) -> Done<()> {
     let until = place.lease_until_ms.cast_signed();
     let sql = "DELETE FROM leased WHERE lease_until_ms = ?1 AND id = ?2";
     run(connection, sql, params![until, key(place.id)]).map(drop)
 }
 
 /// Pending again, as `place` says.
-fn again(connection: &Connection, place: &Place, error: Option<&str>, now_ms: u64) -> Done<()> {
+pub(super) fn again(
+    connection: &Connection,
+    place: &Place,
+    error: Option<&str>,
+    now_ms: u64,
+) -> Done<()> {
     run(
         connection,
         "UPDATE jobs SET state = 0, attempts = ?2, crashes = ?3, ready_ms = ?4, lease = 0, lease_until_ms = 0, \
@@ -239,7 +247,7 @@ fn again(connection: &Connection, place: &Place, error: Option<&str>, now_ms: u6
 }
 
 /// The end of a job that is in no list any more.
-fn finish(
+pub(super) fn finish(
     connection: &Connection,
     place: &Place,
     state: JobState,
@@ -387,70 +395,6 @@ pub(super) fn reclaim(connection: &Connection, now_ms: u64, crashed: bool) -> Do
     let why = "the server ended while it ran";
     all.iter().try_for_each(|id| give_back(connection, *id, now_ms, crashed, why))?;
     Ok(all.len())
-}
-
-pub(super) fn cancel(
-    connection: &Connection,
-    tenant: &TenantName,
-    id: JobId,
-    now_ms: u64,
-) -> Done<JobState> {
-    let place = Place::load(connection, id)?.filter(|place| place.tenant == *tenant);
-    let place = place.ok_or(JobError::NotFound)?;
-    match place.state {
-        JobState::Pending => {
-            out_of_list(connection, &place)?;
-            add_waiting(connection, tenant, -1)?;
-        }
-        JobState::Running => unlease(connection, &place)?,
-        // Its result goes; that it was done remains to be seen.
-        JobState::Done => {
-            run(connection, "DELETE FROM results WHERE id = ?1", params![key(id)])?;
-            let at = now_ms.cast_signed();
-            run(connection, "UPDATE jobs SET expires_ms = ?2 WHERE id = ?1", params![key(id), at])?;
-            return Ok(JobState::Done);
-        }
-        JobState::Cancelled => return Ok(JobState::Cancelled),
-        JobState::Dead => {}
-    }
-    finish(connection, &place, JobState::Cancelled, None, None, now_ms)?;
-    Ok(JobState::Cancelled)
-}
-
-pub(super) fn redrive(
-    connection: &Connection,
-    tenant: &TenantName,
-    job: Option<JobId>,
-    function: Option<&FunctionName>,
-    now_ms: u64,
-) -> Done<u64> {
-    let dead = match job {
-        Some(id) => vec![id],
-        None => ids(
-            connection,
-            "SELECT id FROM jobs WHERE tenant = ?1 AND state = 3 AND lane = 1 AND (?2 IS NULL OR function = ?2) LIMIT ?3",
-            params![tenant.as_str(), function.map(FunctionName::as_str), MOVED_MAX],
-        )?,
-    };
-    let mut count = 0;
-    for id in dead {
-        let place = Place::load(connection, id)?.filter(|place| place.tenant == *tenant);
-        let mut place = place.ok_or(JobError::NotFound)?;
-        if place.state != JobState::Dead || place.lane != Lane::Job {
-            continue;
-        }
-        (place.attempts, place.crashes, place.ready_ms) = (0, 0, now_ms);
-        // The time it has is what it had at first.
-        run(
-            connection,
-            "UPDATE jobs SET deadline_ms = ?2 + deadline_ms - created_ms, finished_ms = NULL, expires_ms = NULL, \
-             webhook_state = 0, webhook_attempts = 0 WHERE id = ?1",
-            params![key(id), now_ms.cast_signed()],
-        )?;
-        again(connection, &place, None, now_ms)?;
-        count += 1;
-    }
-    Ok(count)
 }
 
 /// Drops results and jobs whose time is over; gives how many rows were looked at.

@@ -179,6 +179,7 @@ fn priority_delay_and_the_limit_hold() {
     assert_eq!(block_on(jobs.ready(1_000)).unwrap().next_ms, Some(5_000));
     let order: Vec<_> = lease(&jobs, 1_000).iter().map(|lease| lease.job.id).collect();
     assert_eq!(order, [job(2).id, job(1).id]);
+    assert!(lease(&jobs, 4_999).iter().all(|lease| lease.job.id != job(3).id));
     assert_eq!(lease(&jobs, 5_000)[0].job.id, job(3).id);
 }
 

@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -52,6 +55,10 @@ pub(crate) struct Jobs {
     busy: Mutex<HashMap<(TenantName, Lane), u32>>,
     /// Bodies of new jobs that are being read.
     bodies: Arc<Semaphore>,
+    /// Nothing is leased any more: the queue is another process's, or the node ends.
+    stopped: AtomicBool,
+    /// Held while jobs are leased.
+    leasing: tokio::sync::Mutex<()>,
 }
 
 impl Jobs {
@@ -76,6 +83,8 @@ impl Jobs {
             workers_max: workers_max as u32,
             busy: Mutex::default(),
             bodies: Arc::new(Semaphore::new(BODY_UNITS as usize)),
+            stopped: AtomicBool::new(false),
+            leasing: tokio::sync::Mutex::default(),
         })
     }
 
@@ -86,15 +95,33 @@ impl Jobs {
         }
     }
 
-    /// Gives the jobs that run now back to the queue, for whoever comes next. Nothing may be leased any more.
+    /// Leases nothing more, and gives the jobs that run now back to the queue, for whoever comes next. New ones are
+    /// accepted still.
     pub(crate) async fn stop(&self) {
-        for running in &self.running {
-            running.value().notify_one();
-        }
+        self.stopped.store(true, Relaxed);
+        self.abort_all();
+        let _leasing = self.leasing.lock().await;
+        self.abort_all();
         match self.queue.reclaim(now_ms(), false).await {
             Ok(0) => {}
             Ok(jobs) => tracing::info!(jobs, "jobs that ran went back to the queue"),
             Err(error) => tracing::error!(%error, "the jobs that ran could not be given back"),
+        }
+    }
+
+    /// Goes on after [`Jobs::stop`].
+    pub(crate) fn resume(&self) {
+        self.stopped.store(false, Relaxed);
+        self.wake.notify_one();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Relaxed)
+    }
+
+    fn abort_all(&self) {
+        for running in &self.running {
+            running.value().notify_one();
         }
     }
 
@@ -128,6 +155,10 @@ pub(crate) async fn expire(app: Weak<App>) {
     for round in 1_u64.. {
         tokio::time::sleep(EXPIRY_INTERVAL).await;
         let Some(app) = app.upgrade() else { return };
+        if app.jobs.is_stopped() {
+            // What another process is about to name would be swept.
+            continue;
+        }
         if let Err(error) = app.jobs.queue.expire(now_ms()).await {
             tracing::warn!(%error, "old jobs could not be dropped");
         }

@@ -185,6 +185,9 @@ pub(crate) async fn tell(app: Weak<App>) {
     loop {
         let _ = tokio::time::timeout(LOOK_INTERVAL, wake.notified()).await;
         let Some(app) = app.upgrade() else { return };
+        if app.jobs.is_stopped() {
+            continue;
+        }
         let due = app.blocking(|app| app.jobs.queue.due_webhooks(now_ms(), CALLERS as u32)).await;
         let Ok(Ok(due)) = due else { continue };
         let calls = due.into_iter().map(|call| {

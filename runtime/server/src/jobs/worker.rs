@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Request, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full};
 use metrics::histogram;
 use sandpiper_control::{Found, ReadyWork};
@@ -23,6 +23,7 @@ use crate::{
     batches,
     dispatch::{self, Work},
     respond::{Problem, REQUEST_ID},
+    sticky,
 };
 
 /// How long a lease lasts, and how often it is made longer.
@@ -59,7 +60,7 @@ pub(crate) enum Attempt {
     Hopeless(String),
 }
 
-/// Leases and runs jobs until the node drains.
+/// Leases and runs jobs as long as the node is there.
 pub(crate) async fn work(app: Weak<App>) {
     let Some(first) = app.upgrade() else { return };
     // Whoever held a lease is gone: the data folder is locked by this process.
@@ -73,9 +74,7 @@ pub(crate) async fn work(app: Weak<App>) {
     let mut turn = 0;
     loop {
         let pause = match app.upgrade() {
-            Some(app) if !app.is_draining() => dispatch(&app, &mut turn).await,
-            // A node whose successor does not come up goes on.
-            Some(_) => Ok(LOOK_INTERVAL),
+            Some(app) => dispatch(&app, &mut turn).await,
             None => return,
         };
         let pause = pause.unwrap_or_else(|error| {
@@ -86,9 +85,18 @@ pub(crate) async fn work(app: Weak<App>) {
     }
 }
 
+/// Whether nothing may be leased any more.
+fn is_over(app: &App) -> bool {
+    app.is_draining() || app.jobs.is_stopped()
+}
+
 /// Leases what there is room for; says when to look again at the latest.
 async fn dispatch(app: &Arc<App>, turn: &mut usize) -> Result<Duration, JobError> {
     let jobs = &app.jobs;
+    let _leasing = jobs.leasing.lock().await;
+    if is_over(app) {
+        return Ok(LOOK_INTERVAL);
+    }
     let running = jobs.workers_max - jobs.workers.available_permits() as u32;
     if running > 0 && jobs.workers.available_permits() < jobs.workers_max as usize / 4 {
         tokio::time::sleep(GATHER).await;
@@ -158,7 +166,7 @@ async fn run_apart(app: &Arc<App>, ready: &ReadyWork) -> Result<(), JobError> {
     let all = app.jobs.workers.clone().acquire_many_owned(app.jobs.workers_max);
     let Ok(_all) = all.await else { return Ok(()) };
     let mut left = APART_MAX;
-    while left > 0 && !app.is_draining() {
+    while left > 0 && !is_over(app) {
         let before = left;
         for tenant in ready.apart.iter().take(APART_MAX as usize) {
             let now = now_ms();
@@ -339,13 +347,13 @@ pub(crate) struct Call<'a> {
 
 impl Call<'_> {
     pub(crate) async fn make(&self, app: &Arc<App>) -> Attempt {
-        let Some(work) = self.work(app) else {
-            return Attempt::Hopeless("the function is gone, or that version of it".to_owned());
-        };
-        let version = work.version.version;
         let Some(request) = self.request() else {
             return Attempt::Hopeless("the request cannot be read any more".to_owned());
         };
+        let Some(work) = self.work(app, request.headers()) else {
+            return Attempt::Hopeless("the function is gone, or that version of it".to_owned());
+        };
+        let version = work.version.version;
         let response = match dispatch::run(app, work, request).await {
             Ok(response) => response,
             Err(problem) => return refused(&problem),
@@ -382,11 +390,13 @@ impl Call<'_> {
     }
 
     /// The version that the request is for now, whatever it was when the job came.
-    fn work(&self, app: &Arc<App>) -> Option<Work> {
+    fn work(&self, app: &Arc<App>, headers: &HeaderMap) -> Option<Work> {
         let snapshot = app.catalog.snapshot();
         let (tenant, function) = (self.tenant.as_str(), self.function.as_str());
-        let found = snapshot.find_function(tenant, function, self.selector, |_| rand::random())?;
-        let Found { tenant, version, grant } = found;
+        let found = snapshot.find_function(tenant, function, self.selector, |alias| {
+            sticky::pick(alias, tenant, function, headers).0
+        });
+        let Found { tenant, version, grant } = found?;
         // Whoever took the name of a tenant that is gone must not run its jobs.
         let tenant_ms = tenant.created_at.unix_timestamp_nanos() / 1_000_000;
         if tenant_ms > i128::from(self.created_ms) {

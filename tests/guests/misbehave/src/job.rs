@@ -20,7 +20,7 @@ pub(crate) fn job(exchange: Exchange, query: &Query) {
     if let Some(ms) = query.get("ms").and_then(|ms| ms.parse::<u64>().ok()) {
         monotonic_clock::subscribe_duration(ms * 1_000_000).block();
     }
-    if attempt <= query.number("fail_until", 0) {
+    if (1..=query.number("fail_until", 0)).contains(&attempt) {
         return exchange.respond(query.number("code", 500) as u16, "text/plain", b"not yet");
     }
     let body = String::from_utf8_lossy(&body).into_owned();

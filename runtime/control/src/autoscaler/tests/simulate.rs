@@ -93,7 +93,7 @@ pub fn loads() -> Vec<(&'static str, Vec<f64>)> {
     let ticks = |seconds: u32| (0..seconds * 10).map(|tick| f64::from(tick) / 10.0);
     let step = ticks(240).map(|s| if (30.0..150.0).contains(&s) { 100.0 } else { 0.0 });
     let spike = ticks(240).map(|s| if (60.0..62.0).contains(&s) { 1_000.0 } else { 10.0 });
-    let diurnal = ticks(600).map(|s| 100.0 * (1.0 - (s / 300.0 * std::f64::consts::TAU).cos()));
+    let diurnal = ticks(600).map(|s| 100.0 * (1.2 - (s / 300.0 * std::f64::consts::TAU).cos()));
     let flapping = ticks(300).map(|s| if s % 20.0 < 10.0 { 100.0 } else { 0.0 });
     vec![
         ("step", step.collect()),
