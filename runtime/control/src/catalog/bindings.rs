@@ -201,8 +201,8 @@ impl Draft<'_> {
         models.filter_map(|(key, version)| meaning(key, version)).collect()
     }
 
-    /// The versions of a model that functions of its owner would load today, but for those that they will no longer mean
-    /// when this alias of the model has moved.
+    /// The versions of a model that functions of its owner would load today, but for those that they will no longer
+    /// mean when this alias of the model has moved.
     pub(super) fn placed(
         &self,
         owner: &TenantName,
