@@ -181,7 +181,7 @@ fn an_alias_goes_back() {
     let tenant = with_versions(&server, 2);
     let path = "/api/v1/functions/f/aliases/live/rollback";
     let back = tenant.client.post(path).expect(200).json();
-    assert_eq!(back, json!({ "alias": "live", "version": 1 }));
+    assert_eq!(back, json!({ "alias": "live", "version": 1, "models": {} }));
     assert_eq!(answering(&tenant, ""), "1");
     tenant.client.post("/api/v1/functions/f/aliases/none/rollback").refused(404, "not_found");
     let fresh = server.tenant("beta", "standard");

@@ -306,7 +306,7 @@ fn a_body_over_the_tenants_limit_is_refused() {
 }
 
 /// A model whose output is 1024 times as long as its input.
-fn wide() -> Vec<u8> {
+pub(crate) fn wide() -> Vec<u8> {
     let graph = Onnx::default().node("MatMul", &["x", "w"], &["y"]);
     let graph = graph.input("x", FLOAT, &[Dim::Named("n"), Dim::Fixed(1)]);
     let graph = graph.output("y", FLOAT, &[Dim::Named("n"), Dim::Fixed(1024)]);
@@ -425,5 +425,27 @@ fn a_deadline_that_passes_is_told_and_the_model_goes_on() {
     let status = answer.status;
     assert!(refused(answer, status).contains("deadline"));
     tenant.client.post_json(path, &body(Duration::from_secs(60))).expect(200);
+    server.still_runs();
+}
+
+#[test]
+fn an_index_beyond_the_model_is_the_callers_fault() {
+    let mut server = Server::start();
+    let tenant = server.tenant("acme", "dedicated");
+    tenant.put_model("gather", &model("gather.onnx")).expect(201);
+    let rows = |index: i64| {
+        let input =
+            json!({ "name": "indices", "shape": [1], "datatype": "INT64", "data": [index] });
+        tenant.client.post_json("/v2/models/gather/infer", &json!({ "inputs": [input] }))
+    };
+    // More in a row than panics may be: nothing of it counts against the model.
+    for index in [16, -17, 999_999, 1 << 40] {
+        let said = refused(rows(index), 400);
+        assert!(said.contains("an index that is out of its range"), "{said}");
+        assert!(said.contains("Gather") && !said.contains(&index.to_string()), "{said}");
+    }
+    assert_eq!(rows(2).expect(200).json()["outputs"][0]["data"], json!([20.0, 21.0, 22.0, 23.0]));
+    let about = tenant.client.get("/api/v1/models/gather").expect(200).json();
+    assert_eq!(about["state"], "ready");
     server.still_runs();
 }

@@ -238,27 +238,51 @@ fn models_make_room_for_each_other_within_the_budget() {
     let message =
         tenant.put_model("large", &row_product(1200, 1.)).refused(422, "model_over_budget");
     assert!(message.message().contains("may take 5 MiB"), "{message:?}");
-    // A pinned one stays, and two of them leave no room for a third.
-    let pin = |name: &str, number| {
+    // A pinned one stays, and leaves no room for what is larger than the rest.
+    let pin = |tenant: &Tenant, name: &str, number| {
         tenant.client.put(&format!("/api/v1/models/{name}?pinned=true"), file(number))
     };
-    pin("m1", 1).expect(201);
+    pin(&tenant, "m1", 1).expect(201);
     for number in 5..8 {
         tenant.put_model(&format!("m{number}"), &file(number)).expect(201);
         assert_eq!(state("m1"), "ready");
     }
-    pin("m2", 2).expect(201);
-    pin("m3", 3).refused(507, "no_room_for_model");
+    tenant.put_model("wide", &row_product(880, 1.)).expect(201);
+    assert_eq!(["m1", "wide"].map(state), ["ready", "unloaded"]);
     // Another version of a pinned model takes its place.
-    pin("m2", 9).expect(201);
-    assert_eq!(["m1", "m2"].map(state), ["ready", "ready"]);
+    pin(&tenant, "m1", 9).expect(201);
+    assert_eq!(state("m1"), "ready");
 
     // After a start the pinned ones come back by themselves.
     server.restart();
-    until("the pinned models are loaded", || {
-        (["m1", "m2"].map(state) == ["ready", "ready"]).then_some(())
-    });
+    until("the pinned model is loaded", || (state("m1") == "ready").then_some(()));
     server.still_runs();
+}
+
+#[test]
+fn pinned_models_of_all_tenants_take_half_of_the_budget_at_most() {
+    let server = Server::with_settings("models_mib = 10");
+    let file = |number: u64| row_product(768, number as f32);
+    let pin = |tenant: &Tenant, name: &str, number| {
+        tenant.client.put(&format!("/api/v1/models/{name}?pinned=true"), file(number))
+    };
+    // Of 2.25 MiB each: the tier would let each tenant pin a hundred.
+    let (acme, beta) = (server.tenant("acme", "standard"), server.tenant("beta", "standard"));
+    pin(&acme, "m", 1).expect(201);
+    pin(&beta, "m", 2).expect(201);
+    for tenant in [&acme, &beta] {
+        let message = pin(tenant, "n", 3).refused(429, "limit_reached").message();
+        assert!(message.contains("all tenants together may take 5 MiB"), "{message}");
+        tenant.client.get("/api/v1/models/n").refused(404, "not_found");
+        tenant.put_model("n", &file(3)).expect(201);
+    }
+    // In the place of the one that it was, a pin finds room.
+    pin(&beta, "m", 4).expect(201);
+    // What one lets go of, the other may pin.
+    acme.client.delete("/api/v1/models/m").expect(204);
+    pin(&beta, "n", 5).expect(201);
+    assert_eq!(show(&beta, "m")["state"], "ready");
+    assert_eq!(show(&beta, "n")["state"], "ready");
 }
 
 #[test]

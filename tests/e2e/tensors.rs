@@ -99,16 +99,18 @@ fn odd_but_valid_tensors_are_answered() {
 }
 
 #[test]
-fn an_out_of_range_gather_index_is_a_runtime_error() {
+fn an_out_of_range_gather_index_is_an_invalid_argument() {
     let mut server = Server::start();
     let tenant = tenant(&server);
     for index in ["16", "999999", "1099511627776"] {
         let path = format!("/tensor?case=oob-gather&model=gather&index={index}");
-        let (code, text) = heard(tenant.invoke("misbehave", &path));
-        assert!(["runtime-error", "invalid-argument"].contains(&code.as_str()), "{code}: {text}");
-        // Neither the value, nor the place in the backend's source.
-        assert!(!text.contains(index) && !text.contains(".rs"), "{text}");
-        // A call that ends well in between: three bad ones in a row would put the model in quarantine.
+        // More in a row than panics may be: it is the caller's fault, and no model is put in quarantine for it.
+        for _ in 0..4 {
+            let (code, text) = heard(tenant.invoke("misbehave", &path));
+            assert_eq!(code, "invalid-argument", "{text}");
+            // Neither the value, nor the place in the backend's source.
+            assert!(!text.contains(index) && !text.contains(".rs"), "{text}");
+        }
         let json = tenant.invoke("misbehave", "/tensor?case=oob-gather&model=gather&index=3");
         assert_eq!(json.expect(200).json()["outputs"][0]["name"], "rows");
     }

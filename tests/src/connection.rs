@@ -13,6 +13,7 @@ use crate::Answer;
 /// One TCP connection to a server. Dropping it closes it.
 pub struct Connection {
     stream: BufReader<TcpStream>,
+    trailers: HeaderMap,
 }
 
 impl Connection {
@@ -20,7 +21,17 @@ impl Connection {
         let stream = TcpStream::connect(address).expect("the server accepts connections");
         stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         stream.set_nodelay(true).unwrap();
-        Connection { stream: BufReader::new(stream) }
+        Connection { stream: BufReader::new(stream), trailers: HeaderMap::new() }
+    }
+
+    /// The same connection for a thread that writes while this one reads.
+    pub fn writer(&self) -> TcpStream {
+        self.stream.get_ref().try_clone().unwrap()
+    }
+
+    /// What came behind the last chunked body.
+    pub fn trailers(&self) -> &HeaderMap {
+        &self.trailers
     }
 
     /// Sends bytes as they are. That the other side no longer listens is no failure: it may have answered already.
@@ -57,16 +68,20 @@ impl Connection {
         let status_line = self.line();
         let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.unwrap_or_else(|| panic!("no status in {status_line:?}"));
-        let mut headers = HeaderMap::new();
+        let headers = self.fields();
+        Answer { what: "a bare request".to_owned(), status, headers, body: Vec::new() }
+    }
+
+    fn fields(&mut self) -> HeaderMap {
+        let mut fields = HeaderMap::new();
         loop {
             let line = self.line();
-            let Some((name, value)) = line.split_once(':') else { break };
-            headers.append(
+            let Some((name, value)) = line.split_once(':') else { return fields };
+            fields.append(
                 name.parse::<HeaderName>().expect("a header's name"),
                 HeaderValue::from_str(value.trim()).expect("a header's value"),
             );
         }
-        Answer { what: "a bare request".to_owned(), status, headers, body: Vec::new() }
     }
 
     /// The next chunk of a chunked body; `None` at its end.
@@ -74,10 +89,14 @@ impl Connection {
         let size = self.line();
         let size = usize::from_str_radix(size.trim(), 16)
             .unwrap_or_else(|_| panic!("no size of a chunk: {size:?}"));
+        if size == 0 {
+            self.trailers = self.fields();
+            return None;
+        }
         let mut chunk = vec![0; size + 2];
         self.stream.read_exact(&mut chunk).expect("a chunk is as long as it says");
         chunk.truncate(size);
-        (size > 0).then_some(chunk)
+        Some(chunk)
     }
 
     /// A line without its end; empty when the connection has ended.

@@ -24,6 +24,6 @@ pub use client::{Answer, Call, Client, multipart};
 pub use connection::Connection;
 pub use grpc::{GrpcCall, GrpcClient, GrpcStatus, frame};
 pub use metrics::Metrics;
-pub use server::{OPERATOR_KEY, Server, Start};
+pub use server::{OPERATOR_KEY, Server, Start, memory_mib};
 pub use tenant::Tenant;
 pub use wait::until;

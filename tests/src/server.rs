@@ -41,6 +41,8 @@ pub struct Server {
 
 struct Process {
     child: Child,
+    /// The process that has taken over, which is no child of ours.
+    successor: Option<u32>,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -83,15 +85,35 @@ impl Server {
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.process.child.id()
+        self.process.successor.unwrap_or(self.process.child.id())
+    }
+
+    /// Has a new process take over, waits until it has, and gives its number.
+    pub fn is_taken_over(&mut self) -> u32 {
+        let before = self.takeovers().len();
+        self.signal(libc::SIGUSR2);
+        let pid =
+            crate::until("a new process has taken over", || self.takeovers().get(before).copied());
+        self.process.successor = Some(pid);
+        pid
+    }
+
+    /// The processes that have taken over so far, as the log names them.
+    fn takeovers(&self) -> Vec<u32> {
+        let log = self.log();
+        let lines = log.lines().filter(|line| line.contains("a new process has taken over"));
+        let pid = |line: &str| line.split("pid=").nth(1)?.trim().parse().ok();
+        lines.filter_map(pid).collect()
     }
 
     /// The most memory that the process has held so far, in MiB.
     pub fn memory_peak_mib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        kib.expect("the kernel tells the peak") / 1024
+        memory_of(self.pid(), "VmHWM:")
+    }
+
+    /// The memory that the process holds now, in MiB.
+    pub fn memory_mib(&self) -> u64 {
+        memory_mib(self.pid())
     }
 
     /// Fails unless the process is the one that was started.
@@ -177,6 +199,11 @@ impl Server {
         self.process.kill();
     }
 
+    /// Waits for the end of the process that was started.
+    pub fn ends(&mut self) -> ExitStatus {
+        self.process.child.wait().unwrap()
+    }
+
     /// Ends the server in good order.
     pub fn stop(&mut self) -> ExitStatus {
         drop(self.process.child.stdin.take());
@@ -213,6 +240,18 @@ impl Server {
         let output = Command::from(arguments).stdin(Stdio::null()).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
+}
+
+/// The memory that a process holds now, in MiB.
+pub fn memory_mib(pid: u32) -> u64 {
+    memory_of(pid, "VmRSS:")
+}
+
+fn memory_of(pid: u32, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let size = status.lines().find_map(|known| known.strip_prefix(line));
+    let kib = size.and_then(|size| size.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.expect("the kernel tells the size") / 1024
 }
 
 /// The names in a folder, in order.
@@ -285,7 +324,7 @@ impl Process {
             }
         });
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut process = Process { child, log, reader: Some(reader) };
+        let mut process = Process { child, successor: None, log, reader: Some(reader) };
         // The announcement is one JSON value over several lines.
         let mut said = String::new();
         let url = loop {
@@ -302,8 +341,17 @@ impl Process {
     }
 
     fn kill(&mut self) {
+        if let Some(pid) = self.successor.and_then(|pid| i32::try_from(pid).ok()) {
+            // SAFETY: the call takes two numbers and touches no memory of ours.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Processes that were replaced may still drain, and would keep the log open: this ends them.
+        drop(self.child.stdin.take());
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }

@@ -1,13 +1,19 @@
 //! The command line.
 
 mod bench;
+mod traffic;
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandpiper_domain::{AliasName, FunctionName, ModelName, Scope, Selector, TenantName};
 
-pub(crate) use self::bench::{Bench, InputShape};
+pub(crate) use self::{
+    bench::{Bench, InputShape},
+    traffic::{Canary, Diff, Rollback},
+};
+use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
+
 use crate::error::EXIT_CODES;
 
 /// Sandpiper: a serverless runtime for inference.
@@ -66,6 +72,15 @@ pub(crate) enum Command {
     /// Upload, show and change models
     #[command(subcommand)]
     Models(Models),
+    /// List the versions of a function
+    Versions {
+        /// The function
+        function: FunctionName,
+    },
+    /// Move a function back to where it was before, with the models that it used there
+    Rollback(Rollback),
+    /// Show how two versions of a function differ
+    Diff(Diff),
     /// Show what a function printed
     Logs {
         /// The function
@@ -124,6 +139,9 @@ pub(crate) struct Serve {
     /// Stop when stdin ends; the demo ties its server to itself by this
     #[arg(long, hide = true)]
     pub(crate) until_stdin_ends: bool,
+    /// The file descriptors that a server leaves to the one that takes over from it
+    #[arg(long = INHERIT_ARGUMENT.trim_start_matches('-'), hide = true, value_name = "FDS")]
+    pub(crate) inherit: Option<Inherited>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -179,6 +197,8 @@ pub(crate) struct Deploy {
     /// Upload this component; nothing is built
     #[arg(long, value_name = "FILE")]
     pub(crate) component: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) canary: Canary,
 }
 
 #[derive(Debug, Args)]
@@ -219,7 +239,24 @@ pub(crate) enum Functions {
         alias: AliasName,
     },
     /// Point an alias at a version, or split its traffic: `3`, or `3=90,4=10`
-    Alias { name: FunctionName, alias: AliasName, target: AliasTarget },
+    Alias {
+        name: FunctionName,
+        alias: AliasName,
+        target: AliasTarget,
+        /// Point at a version even though it has failed
+        #[arg(long)]
+        force: bool,
+    },
+    /// Say which versions are kept: the latest, or these; the newest and those with aliases always are
+    Retain {
+        name: FunctionName,
+        /// So many of the newest
+        #[arg(long, value_name = "COUNT", conflicts_with = "versions")]
+        latest: Option<u32>,
+        /// These, with commas between them
+        #[arg(long, value_name = "VERSIONS", value_delimiter = ',')]
+        versions: Option<Vec<u32>>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

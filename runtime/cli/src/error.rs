@@ -135,6 +135,11 @@ impl CliError {
         self
     }
 
+    /// Whether there was no answer from the server.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.kind == Kind::Unreachable
+    }
+
     pub(crate) fn exit_code(&self) -> u8 {
         self.kind as u8
     }

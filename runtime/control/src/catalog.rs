@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,14 +20,19 @@ use crate::{
     key::{self, KeyMac},
 };
 
+mod alias_record;
+mod bindings;
+mod close;
 mod draft;
 mod functions;
 mod garbage;
 mod keys;
 mod load;
 mod models;
+mod placement;
 mod record;
 mod resolve;
+mod rollouts;
 mod snapshot;
 mod tenants;
 #[cfg(test)]
@@ -39,11 +45,12 @@ pub use garbage::PinnedBlob;
 use garbage::Pins;
 pub use keys::NewKey;
 pub use models::NewModel;
+pub use placement::{Alias, AliasChange, Cause, Placement, Sticky};
 pub use snapshot::{
     Found, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Principal,
     Retention, Snapshot, Tenant,
 };
-pub use versions::{Alias, Target, Versions};
+pub use versions::{Target, Versions};
 
 /// What a `put` did.
 #[derive(Debug, Clone)]
@@ -73,8 +80,6 @@ pub struct Catalog {
     policies: Policies,
     pepper: Pepper,
     operator: KeyMac,
-    /// Keeps the lock on the folder for as long as the catalog lives.
-    _folder: Option<DataFolder>,
 }
 
 /// What only the holder of the mutex may see and change.
@@ -83,6 +88,12 @@ struct Writer {
     revisions: HashMap<String, u64>,
     /// A transaction failed, so the store may hold something else than the snapshot: read it again first.
     stale: bool,
+    /// Another process may write to the store.
+    closed: bool,
+    /// Keeps the lock on the folder for as long as the catalog is open.
+    folder: Option<DataFolder>,
+    /// Where that folder is, once it was let go.
+    closed_folder: Option<PathBuf>,
 }
 
 impl Catalog {
@@ -94,8 +105,8 @@ impl Catalog {
     ) -> Result<Self, OpenError> {
         let metadata = Arc::new(folder.metadata()?);
         let blobs = Arc::new(folder.blobs()?);
-        let mut catalog = Self::new(metadata, blobs, policies, folder.pepper()?, operator)?;
-        catalog._folder = Some(folder);
+        let catalog = Self::new(metadata, blobs, policies, folder.pepper()?, operator)?;
+        catalog.lock().folder = Some(folder);
         Ok(catalog)
     }
 
@@ -113,14 +124,19 @@ impl Catalog {
         let operator = pepper.mac(operator.expose());
         let catalog = Catalog {
             snapshot: ArcSwap::from_pointee(loaded.snapshot),
-            writer: Mutex::new(Writer { revisions: loaded.revisions, stale: false }),
+            writer: Mutex::new(Writer {
+                revisions: loaded.revisions,
+                stale: false,
+                closed: false,
+                folder: None,
+                closed_folder: None,
+            }),
             metadata,
             blobs,
             pins: Arc::default(),
             policies,
             pepper,
             operator,
-            _folder: None,
         };
         catalog.report_missing_blobs()?;
         catalog.sweep(&catalog.lock())?;
@@ -164,10 +180,14 @@ impl Catalog {
         work: impl FnOnce(&mut Draft<'_>) -> Result<T, CatalogError>,
     ) -> Result<T, CatalogError> {
         let mut writer = self.lock();
+        if writer.closed {
+            return Err(CatalogError::Closed);
+        }
         if writer.stale {
             let loaded = load::load(&*self.metadata, &self.policies).map_err(OpenError::later)?;
             self.snapshot.store(Arc::new(loaded.snapshot));
-            *writer = Writer { revisions: loaded.revisions, stale: false };
+            writer.revisions = loaded.revisions;
+            writer.stale = false;
         }
         let present = self.snapshot.load_full();
         let mut draft = Draft::new(&present, &writer.revisions, &*self.metadata, &self.policies);

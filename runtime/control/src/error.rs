@@ -29,11 +29,23 @@ pub enum CatalogError {
         /// One alias that points at it.
         alias: String,
     },
+    /// A version of a model that a function has settled on cannot go.
+    #[error("version {version} is in use: a function's alias has settled on it")]
+    Placed {
+        /// The version.
+        version: u32,
+    },
     /// A version that was rolled back because it failed takes no alias again.
     #[error("version {version} has failed and was rolled back")]
     Failed {
         /// The version.
         version: u32,
+    },
+    /// The alias has a rollout under way already.
+    #[error("a rollout of version {candidate} is under way on this alias")]
+    RolloutRunning {
+        /// The version on trial.
+        candidate: u32,
     },
     /// The tenant has as many of something as it may have.
     #[error("the limit of {limit} {what} is reached")]
@@ -57,6 +69,9 @@ pub enum CatalogError {
     /// Another request was faster; the same request may succeed when it is sent again.
     #[error("another request changed this at the same time; try again")]
     Conflict,
+    /// Another process has the data by now, or soon will.
+    #[error("the server is being replaced or ends, and takes no changes; try again")]
+    Closed,
     /// The store failed. Its text is the source, for the operator's log alone.
     #[error("the server could not store or read this")]
     Store(#[source] StoreError),
@@ -67,9 +82,15 @@ impl CatalogError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             CatalogError::InUse { .. } => Some("point the alias at another version first"),
+            CatalogError::Placed { .. } => {
+                Some("move the function's alias or the model's first: that settles it anew")
+            }
             CatalogError::Failed { .. } => Some(
                 "deploy a new version, or send `\"force\": true` to point at this one all the same",
             ),
+            CatalogError::RolloutRunning { .. } => {
+                Some("wait until it has ended, or end it with `DELETE` of its address")
+            }
             CatalogError::LimitReached { .. } => {
                 Some("delete what is no longer needed, or ask for a higher tier")
             }

@@ -105,6 +105,14 @@ pub enum LoadError {
         /// Bytes that all of them may take.
         limit: u64,
     },
+    /// With this one, the pinned models of all tenants would take more than they may.
+    #[error("the model takes {} MiB of memory; pinned models of all tenants together may take {} MiB on this node, and those that there are leave too little of it", mib_up(*.needed), .limit >> 20)]
+    PinsFull {
+        /// Bytes it takes.
+        needed: u64,
+        /// Bytes that all pinned models may take.
+        limit: u64,
+    },
     /// Too many models wait to be loaded.
     #[error("too many models are being loaded; try again shortly")]
     Saturated,

@@ -2,7 +2,7 @@
 //!
 //! Three calls of its owner in a row that panic, each run alone, put the model in quarantine until it is loaded again.
 //! Tenants that were only granted the model cannot take it away from its owner, alone or together: three calls of one
-//! of them close the model to that tenant.
+//! of them in a row close the model to that tenant, however well those of others end meanwhile.
 
 use std::sync::{
     Mutex, MutexGuard, OnceLock, PoisonError,
@@ -28,7 +28,7 @@ pub(crate) struct Health {
 
 #[derive(Debug, Default)]
 struct Record {
-    /// Whose calls panicked since one ended well, and how many.
+    /// Whose calls panicked since one of theirs ended well, or in the owner's case anybody's, and how many.
     panics: Vec<(TenantName, usize)>,
     /// Why the model is in quarantine.
     reason: Option<String>,
@@ -66,12 +66,19 @@ impl Health {
         Some(InferenceError::Unavailable(text.to_owned()))
     }
 
-    /// A call ended well.
-    pub(crate) fn succeeded(&self) {
+    /// Whether the model's state goes by the calls of this tenant.
+    pub(crate) fn is_owner(&self, tenant: &TenantName) -> bool {
+        self.owner.get().is_none_or(|owner| owner == tenant)
+    }
+
+    /// A call of this tenant ended well, so that the model is not what panics.
+    pub(crate) fn succeeded(&self, tenant: &TenantName) {
         if self.is_troubled.load(Relaxed) {
             let mut record = self.record();
-            record.panics.clear();
-            let is_troubled = record.reason.is_some() || !record.closed_to.is_empty();
+            record.panics.retain(|(other, _)| other != tenant && !self.is_owner(other));
+            let is_troubled = record.reason.is_some()
+                || !record.closed_to.is_empty()
+                || !record.panics.is_empty();
             self.is_troubled.store(is_troubled, Relaxed);
         }
     }
@@ -80,7 +87,7 @@ impl Health {
     pub(crate) fn panicked(&self, tenant: &TenantName, text: &str) {
         let mut record = self.record();
         self.is_troubled.store(true, Relaxed);
-        let is_owner = self.owner.get().is_none_or(|owner| owner == tenant);
+        let is_owner = self.is_owner(tenant);
         if record.reason.is_some() || record.count(tenant, is_owner) < PANICS_MAX {
             return;
         }
@@ -132,9 +139,9 @@ mod tests {
             health.belongs_to(&name(owner));
         }
         for call in calls {
-            match *call {
-                "ok" => health.succeeded(),
-                tenant => health.panicked(&name(tenant), "how"),
+            match call.strip_suffix(" ok") {
+                Some(tenant) => health.succeeded(&name(tenant)),
+                None => health.panicked(&name(call), "how"),
             }
         }
         health
@@ -148,10 +155,14 @@ mod tests {
             health.panicked(&name("acme"), "how");
             assert!(health.reason().unwrap().ends_with("how"));
             assert!(health.refusal(&name("beta")).is_some());
-            health.succeeded();
+            health.succeeded(&name("acme"));
             assert!(health.reason().is_some());
         }
-        assert!(after(Some("acme"), &["acme", "acme", "ok", "acme"]).reason().is_none());
+        // Whoever's call ends well, the model is not what panics.
+        for well in ["acme ok", "beta ok"] {
+            let health = after(Some("acme"), &["acme", "acme", well, "acme", "acme"]);
+            assert!(health.reason().is_none(), "{well}");
+        }
     }
 
     #[test]
@@ -174,13 +185,26 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_others_that_end_well_do_not_hide_those_of_a_guest() {
+        let calls = ["beta", "acme ok", "beta", "gamma ok", "beta"];
+        assert!(after(Some("acme"), &calls).refusal(&name("beta")).is_some());
+        let calls = ["beta", "beta", "beta ok", "beta", "beta"];
+        let health = after(Some("acme"), &calls);
+        assert!(health.refusal(&name("beta")).is_none());
+        health.succeeded(&name("beta"));
+        assert!(!health.is_troubled.load(Relaxed), "nothing is left to be looked up");
+    }
+
+    #[test]
     fn one_guest_closes_the_model_to_itself_alone() {
         let health = after(Some("acme"), &["beta", "beta", "beta"]);
         assert!(health.reason().is_none());
         assert!(health.refusal(&name("beta")).is_some());
         assert!(health.refusal(&name("acme")).is_none());
-        health.succeeded();
-        assert!(health.refusal(&name("beta")).is_some());
+        for tenant in ["acme", "beta"] {
+            health.succeeded(&name(tenant));
+            assert!(health.refusal(&name("beta")).is_some());
+        }
         for guest in 0..GUESTS_MAX {
             (0..3).for_each(|_| health.panicked(&name(&format!("guest-{guest}")), "how"));
         }

@@ -190,8 +190,7 @@ impl InferencePlane {
         name: &ModelName,
     ) -> Result<(), LoadError> {
         let own = |key: &ModelKey| key.tenant == *tenant && key.model == *name;
-        self.registry().fits_pins_of(tenant, model, own)?;
-        self.registry().fits_beside_pinned(model, own)
+        self.registry().fits_pins_of(tenant, model, own)
     }
 
     /// The model of this key if it is in memory.

@@ -1,7 +1,7 @@
 //! The models in memory, within a budget, and those on their way.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -32,6 +32,10 @@ const OVERSHOOT_HALVES: u64 = 3;
 
 /// No load reserves more than this part of the budget: a large model need not drive all others out before it is there.
 const RESERVED_PART: u64 = 3;
+
+/// Pinned models take no more than this part of the budget, whoever has pinned them: the rest is for models that come
+/// and go.
+const PINNED_PART: u64 = 2;
 
 /// What a tenant is due of the memory for models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +153,8 @@ impl Registry {
         fits.is_ok()
     }
 
-    /// Whether the tenant may pin the model beside those that it has pinned already, those that `ignored` names apart.
+    /// Whether the tenant may pin the model beside those that it and all others have pinned already, those that
+    /// `ignored` names apart.
     pub(crate) fn fits_pins_of(
         &self,
         tenant: &TenantName,
@@ -159,10 +164,20 @@ impl Registry {
         let limit = (self.terms)(tenant).pinned_bytes_max;
         let needed = model.memory_bytes();
         let held = self.pinned(|key| key.tenant == *tenant && !ignored(key));
-        match needed.saturating_add(held) > limit {
-            true => Err(LoadError::PinLimit { needed, held, limit }),
-            false => Ok(()),
+        if needed.saturating_add(held) > limit {
+            return Err(LoadError::PinLimit { needed, held, limit });
         }
+        let (limit, held) = (self.pins_bytes_max(), self.pinned(|key| !ignored(key)));
+        if needed.saturating_add(held) > limit {
+            // For the operator; what others have pinned is no tenant's business.
+            tracing::warn!(needed, held, limit, "pinned models leave no room for another pin");
+            return Err(LoadError::PinsFull { needed, limit });
+        }
+        Ok(())
+    }
+
+    fn pins_bytes_max(&self) -> u64 {
+        self.bytes_max / PINNED_PART
     }
 
     /// Bytes of the pinned models that are meant.
@@ -241,22 +256,41 @@ impl Registry {
         self.make_room(self.unreserved(), None);
     }
 
-    /// Lets go of pins, those used longest ago first, of tenants whose pinned models have grown beyond their limit.
+    /// Lets go of pins where pinned models have grown beyond the limit of their tenant or, together, of the node. For
+    /// the node's it is the tenant with most that lets go.
     fn hold_pins(&self) {
         let _making_room = self.lock_room();
         let pinned = self.models.iter().filter(|entry| entry.pinned.load(Relaxed));
-        let tenants: HashSet<TenantName> = pinned.map(|entry| entry.key().tenant.clone()).collect();
-        for tenant in tenants {
-            let limit = (self.terms)(&tenant).pinned_bytes_max;
-            while self.pinned(|key| key.tenant == tenant) > limit {
-                let own = self
-                    .models
-                    .iter()
-                    .filter(|entry| entry.key().tenant == tenant && entry.pinned.load(Relaxed));
-                let Some(oldest) = own.min_by_key(|entry| entry.used.load(Relaxed)) else { break };
-                oldest.pinned.store(false, Relaxed);
+        let mut held: HashMap<TenantName, u64> = HashMap::new();
+        for entry in pinned {
+            *held.entry(entry.key().tenant.clone()).or_default() += entry.model.memory_bytes();
+        }
+        for (tenant, bytes) in &mut held {
+            let limit = (self.terms)(tenant).pinned_bytes_max;
+            while *bytes > limit {
+                let Some(freed) = self.unpin_oldest(tenant) else { break };
+                *bytes = bytes.saturating_sub(freed);
             }
         }
+        while held.values().copied().fold(0, u64::saturating_add) > self.pins_bytes_max() {
+            let Some((tenant, bytes)) = held.iter_mut().max_by_key(|(_, bytes)| **bytes) else {
+                break;
+            };
+            // Where it has none any more, what was counted has gone in the meantime.
+            let freed = self.unpin_oldest(tenant).unwrap_or(u64::MAX);
+            *bytes = bytes.saturating_sub(freed);
+        }
+    }
+
+    /// Lets go of the pin of the tenant's that was used longest ago, and gives the bytes of that model.
+    fn unpin_oldest(&self, tenant: &TenantName) -> Option<u64> {
+        let own = self
+            .models
+            .iter()
+            .filter(|entry| entry.key().tenant == *tenant && entry.pinned.load(Relaxed));
+        let oldest = own.min_by_key(|entry| entry.used.load(Relaxed))?;
+        oldest.pinned.store(false, Relaxed);
+        Some(oldest.model.memory_bytes())
     }
 
     /// What loads under way leave of the budget.

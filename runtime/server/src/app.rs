@@ -17,13 +17,16 @@ use sandpiper_sandbox::{CacheKey, Sandboxes};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    admission::TenantAdmission,
+    admission::{Pressure, TenantAdmission},
     api::Deployments,
     budget::ByteBudget,
     config::{FileSettings, Settings},
+    edge::Phase,
     functions::FunctionRuntimes,
+    jobs::{self, Jobs},
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
+    rollouts,
     scaling::Scaling,
 };
 
@@ -41,6 +44,7 @@ pub(crate) struct App {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
     pub(crate) scaling: Arc<Scaling>,
+    pub(crate) jobs: Jobs,
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
@@ -51,7 +55,9 @@ pub(crate) struct App {
     /// The threads that read and write long ones.
     pub(crate) parsers: Arc<Semaphore>,
     parsers_max: usize,
-    draining: watch::Sender<bool>,
+    /// What runs on the whole node.
+    pressure: Arc<Pressure>,
+    phase: watch::Sender<Phase>,
     sweep_wanted: Arc<Notify>,
     tenants: DashMap<TenantName, Arc<TenantAdmission>>,
 }
@@ -66,6 +72,7 @@ impl App {
         let folder = DataFolder::open(&settings.data)
             .with_context(|| format!("the data folder {}", settings.data.display()))?;
         let operator_key = operator_key(&settings, &folder)?;
+        let jobs = Jobs::open(&folder, &settings.file).context("open the queue of jobs")?;
         let cache_key = CacheKey(folder.cache_key()?);
         let granted = policies.tiers().filter_map(|tier| policies.limits(tier).ok());
         let memory_mib_max = granted.map(|limits| limits.sandbox.memory_mib).max().unwrap_or(1);
@@ -102,6 +109,7 @@ impl App {
             sandboxes,
             functions: FunctionRuntimes::new(scaling.clone()),
             scaling,
+            jobs,
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
@@ -110,12 +118,17 @@ impl App {
             parsers: Arc::new(Semaphore::new(parsers_max)),
             parsers_max,
             settings: file,
-            draining: watch::Sender::new(false),
+            pressure: Arc::new(Pressure::new(parsers_max)),
+            phase: watch::Sender::new(Phase::Serving),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
         Scaling::spawn(&app);
+        tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
+        tokio::spawn(jobs::work(Arc::downgrade(&app)));
+        tokio::spawn(jobs::expire(Arc::downgrade(&app)));
+        tokio::spawn(jobs::tell(Arc::downgrade(&app)));
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
@@ -125,7 +138,8 @@ impl App {
     pub(crate) fn admission(&self, tenant: &Tenant) -> Arc<TenantAdmission> {
         let make = |bytes| {
             let parsers = self.parsers_max.div_ceil(2);
-            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers))
+            let pressure = self.pressure.clone();
+            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers, pressure))
         };
         let entry = self.tenants.entry(tenant.name.clone());
         let mut admission = entry.or_insert_with(|| make(self.bytes.tenant()));
@@ -140,30 +154,37 @@ impl App {
         self.sweep_wanted.notify_one();
     }
 
-    /// Whether new work should go elsewhere.
-    pub(crate) fn is_draining(&self) -> bool {
-        *self.draining.borrow()
+    /// Whether new work may come here.
+    pub(crate) fn is_ready(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving
     }
 
-    /// Resolves when new work should go elsewhere.
-    pub(crate) fn drain_begins(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut draining = self.draining.subscribe();
+    /// Whether what has no end of its own is to end.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.phase.borrow() == Phase::Draining
+    }
+
+    /// Resolves when the node is in this phase or beyond it.
+    pub(crate) fn reaches(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
+        let mut phases = self.phase.subscribe();
         async move {
             // The sender goes with the node, and then all is over too.
-            let _ = draining.wait_for(|draining| *draining).await;
+            let _ = phases.wait_for(|now| *now >= phase).await;
         }
     }
 
-    pub(crate) fn drain(&self) {
-        self.draining.send_replace(true);
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
     }
 
-    /// Lets go of the pins of versions that no alias points at any more.
+    /// Lets go of the pins of versions that no alias points at any more, nor any function means.
     pub(crate) fn unpin_models(&self) {
         let snapshot = self.catalog.snapshot();
+        let placed = snapshot.placed_models();
         self.inference.unpin(|key| {
             let model = snapshot.model(&key.tenant, &key.model);
-            model.is_some_and(|model| model.versions.is_aliased(key.version))
+            placed.contains(key)
+                || model.is_some_and(|model| model.versions.is_aliased(key.version))
         });
     }
 
@@ -178,6 +199,10 @@ impl App {
 
     /// Drops from memory and disk what the catalog no longer has. Blocks.
     fn sweep(&self) {
+        if self.catalog.is_closed() {
+            // What this process does not know of may be new.
+            return;
+        }
         self.functions.sweep(&self.catalog);
         self.scaling.codes.sweep();
         // Asked anew for each entry: a tenant made since the sweep began must not lose its gate to a second one.

@@ -1,8 +1,10 @@
 //! Settings: flags, environment and file, read here and nowhere else, and checked before anything starts.
 
 use std::{
+    ffi::OsString,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
 };
 
 use anyhow::Context;
@@ -11,6 +13,62 @@ use serde::Deserialize;
 
 /// The argument with which this program tries a model; whoever has the program calls [`crate::try_model`] then.
 pub const TRIAL_ARGUMENT: &str = "try-model";
+
+/// The argument of `serve` with which a server starts the one that takes over from it.
+pub const INHERIT_ARGUMENT: &str = "--inherit";
+
+/// File descriptors that another server has left open for this one, written as their numbers with commas between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inherited {
+    /// What the two talk through.
+    pub control: i32,
+    /// The socket that clients come to.
+    pub listener: i32,
+    /// The socket for metrics alone.
+    pub metrics: Option<i32>,
+}
+
+impl FromStr for Inherited {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const RULE: &str = "a server gives this argument to the one that takes over from it";
+        let numbers: Result<Vec<i32>, _> = text.split(',').map(str::parse).collect();
+        match numbers.map_err(|_| RULE)?[..] {
+            [control, listener] => Ok(Inherited { control, listener, metrics: None }),
+            [control, listener, metrics] => {
+                Ok(Inherited { control, listener, metrics: Some(metrics) })
+            }
+            _ => Err(RULE),
+        }
+    }
+}
+
+/// What this process was started with: the file, by its path, so that a newer one in its place is what starts next.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnCommand {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+}
+
+impl OwnCommand {
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("find the file of this program")?;
+        Ok(OwnCommand { program, arguments: without_inherited(std::env::args_os().skip(1)) })
+    }
+}
+
+fn without_inherited(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        if argument == INHERIT_ARGUMENT {
+            arguments.next();
+        } else {
+            kept.push(argument);
+        }
+    }
+    kept
+}
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,6 +96,8 @@ pub struct ServeOptions {
     pub log_format: LogFormat,
     /// Memory for models, in MiB, instead of what the settings file says.
     pub model_memory_mib: Option<u64>,
+    /// What a server leaves to this one, which takes over from it.
+    pub inherited: Option<Inherited>,
     /// Called with the bound address once requests are answered.
     pub on_ready: Option<Box<dyn FnOnce(SocketAddr) + Send>>,
 }
@@ -224,6 +284,17 @@ fn environment(name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_inherited_is_not_passed_on_again() {
+        let given = ["serve", "--inherit", "3,4", "--data", "d"].map(OsString::from);
+        assert_eq!(without_inherited(given.into_iter()), ["serve", "--data", "d"]);
+        let inherited: Inherited = "3,4,5".parse().unwrap();
+        assert_eq!(inherited, Inherited { control: 3, listener: 4, metrics: Some(5) });
+        for wrong in ["", "3", "3,x", "3,4,5,6"] {
+            assert!(wrong.parse::<Inherited>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn an_unknown_setting_is_refused_and_a_known_one_is_read() {

@@ -15,6 +15,7 @@ use crate::{
     models::blob_of,
     scaling::Scaling,
     telemetry::{self, FunctionMetrics},
+    window::VersionWindow,
 };
 
 /// One function version at work on this node.
@@ -30,6 +31,7 @@ pub(crate) struct FunctionRuntime {
     pub(crate) gate: Gate,
     pub(crate) log: Arc<FunctionLog>,
     pub(crate) metrics: Arc<FunctionMetrics>,
+    pub(crate) window: VersionWindow,
 }
 
 /// Linked code, while it is in memory.
@@ -166,6 +168,7 @@ impl FunctionRuntimes {
             gate,
             log,
             metrics,
+            window: VersionWindow::default(),
         });
         let mut entry = self.versions.entry(key).or_insert_with(|| runtime.clone());
         if !is_same(&entry) {

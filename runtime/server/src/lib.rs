@@ -25,13 +25,16 @@ mod scaling;
 mod shutdown;
 mod sticky;
 mod telemetry;
+mod window;
 
-pub use config::{LogFormat, ServeOptions, TRIAL_ARGUMENT};
+pub use config::{INHERIT_ARGUMENT, Inherited, LogFormat, ServeOptions, TRIAL_ARGUMENT};
+pub use edge::Ended;
 /// The whole work of a process that was started with [`TRIAL_ARGUMENT`]; gives its exit code.
 pub use sandpiper_inference::try_model;
 
-/// Runs the server until it is told to stop (SIGTERM or ctrl-c) and has drained.
-pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
+/// Runs the server until it is told to stop (SIGTERM or ctrl-c) and has drained, or a new process has taken over
+/// (SIGUSR2).
+pub fn serve(options: ServeOptions) -> anyhow::Result<Ended> {
     let settings = config::Settings::load(&options)?;
     let metrics = telemetry::init(options.log_format, &settings.log_filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -41,11 +44,11 @@ pub fn serve(options: ServeOptions) -> anyhow::Result<()> {
         .thread_stack_size(16 << 20)
         .enable_all()
         .build()?;
-    let served = runtime.block_on(async {
-        let app = app::App::open(settings, metrics)?;
-        edge::serve(app, options).await
-    });
-    // What still runs on blocking threads is given a moment; it holds nothing that a kill would damage.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    let served = runtime.block_on(edge::serve(settings, metrics, options));
+    match served {
+        Ok(Ended::AtOnce) => runtime.shutdown_background(),
+        // What still runs on blocking threads is given a moment; it holds nothing that a kill would damage.
+        _ => runtime.shutdown_timeout(std::time::Duration::from_secs(2)),
+    }
     served
 }

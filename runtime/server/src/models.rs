@@ -224,15 +224,17 @@ pub(crate) fn source_of(
 pub(crate) async fn load_pinned(app: Weak<App>) {
     let Some(app) = app.upgrade() else { return };
     let snapshot = app.catalog.snapshot().clone();
+    let placed = snapshot.placed_models();
     for tenant in snapshot.tenants() {
         for model in tenant.models.values() {
             for (number, version) in model.versions.iter() {
                 let is_pinned = version.options.get("pinned").is_some_and(|text| text == "true");
-                if !is_pinned || !model.versions.is_aliased(number) {
-                    continue;
-                }
+                let is_aliased = model.versions.is_aliased(number);
                 let (tenant, model) = (tenant.name.clone(), model.name.clone());
                 let key = ModelKey { tenant, model, version: number };
+                if !is_pinned || !(is_aliased || placed.contains(&key)) {
+                    continue;
+                }
                 let source = source_of(app.catalog.clone(), version.clone());
                 if let Err(error) = app.inference.load(&key, source).await {
                     tracing::error!(tenant = %key.tenant, model = %key.model, version = number, %error, "a pinned model could not be loaded");

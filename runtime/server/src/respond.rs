@@ -23,7 +23,7 @@ pub(crate) struct Problem {
     pub(crate) code: &'static str,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
-    retry_after_s: Option<u32>,
+    pub(crate) retry_after_s: Option<u32>,
 }
 
 impl Problem {
@@ -144,14 +144,8 @@ impl From<Fault> for Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        let (code, message) = match refusal {
-            Refusal::Rate => ("rate_limited", "the tenant sends requests faster than its limit"),
-            Refusal::QueueFull => {
-                ("queue_full", "as many requests run and wait as the tenant's limits allow")
-            }
-            Refusal::Waited => ("queue_timeout", "the request waited too long for its turn"),
-        };
-        Problem::too_many(code, message)
+        let Refusal { cause, .. } = refusal;
+        Problem::too_many(cause.code(), cause.text()).retry_after(refusal.retry_after_s())
     }
 }
 
@@ -171,9 +165,13 @@ impl From<CatalogError> for Problem {
         let (status, code) = match &error {
             CatalogError::NotFound { .. } => return Problem::not_found(),
             CatalogError::Store(_) => return Problem::internal(error),
+            CatalogError::Closed => return Problem::busy("restarting", &error.to_string()),
             CatalogError::AlreadyExists { .. } => (StatusCode::CONFLICT, "already_exists"),
-            CatalogError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+            CatalogError::InUse { .. } | CatalogError::Placed { .. } => {
+                (StatusCode::CONFLICT, "in_use")
+            }
             CatalogError::Failed { .. } => (StatusCode::CONFLICT, "version_failed"),
+            CatalogError::RolloutRunning { .. } => (StatusCode::CONFLICT, "rollout_running"),
             CatalogError::Conflict => (StatusCode::CONFLICT, "conflict"),
             CatalogError::LimitReached { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit_reached"),
             CatalogError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
@@ -240,6 +238,12 @@ impl From<LoadError> for Problem {
                 let status = StatusCode::TOO_MANY_REQUESTS;
                 return Problem::new(status, "limit_reached", error.to_string()).hint(
                     "deploy the model without pinned=true, let go of another pinned model, or ask the operator for a higher tier",
+                );
+            }
+            LoadError::PinsFull { .. } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                return Problem::new(status, "limit_reached", error.to_string()).hint(
+                    "deploy the model without pinned=true, let go of another pinned model, or have the operator raise --model-memory",
                 );
             }
             LoadError::NoRoom { .. } => {

@@ -23,7 +23,7 @@ use sandpiper_domain::{Digest, Fault, Mode};
 use sandpiper_sandbox::{FunctionCode, ReadySandbox, Sandboxes};
 use tokio::sync::Notify;
 
-use crate::{app::App, config::FileSettings, functions::FunctionRuntime};
+use crate::{app::App, config::FileSettings, edge::Phase, functions::FunctionRuntime};
 
 /// How often the loop looks while something moves, and otherwise.
 const TICK: Duration = Duration::from_millis(100);
@@ -254,7 +254,8 @@ impl Codes {
 }
 
 async fn scale(app: Weak<App>) {
-    let Some((scaling, drain)) = app.upgrade().map(|app| (app.scaling.clone(), app.drain_begins()))
+    let Some((scaling, drain)) =
+        app.upgrade().map(|app| (app.scaling.clone(), app.reaches(Phase::Draining)))
     else {
         return;
     };

@@ -123,6 +123,34 @@ fn what_does_not_fit_is_an_invalid_argument() {
 }
 
 #[test]
+fn an_index_beyond_the_model_is_an_invalid_argument() {
+    let server = Server::start();
+    let tenant = tenant(&server, "acme");
+    tenant.put_model("gather", &model("gather.onnx")).expect(201);
+    let client = client(&server, &tenant);
+    let rows = |index: i64| {
+        let input = InferInputTensor {
+            name: "indices".to_owned(),
+            datatype: "INT64".to_owned(),
+            shape: vec![1],
+            ..Default::default()
+        };
+        let request = ModelInferRequest {
+            model_name: "gather".to_owned(),
+            inputs: vec![input],
+            raw_input_contents: vec![index.to_le_bytes().to_vec().into()],
+            ..Default::default()
+        };
+        infer(&client, &request)
+    };
+    for _ in 0..4 {
+        let text = refused(rows(16), code::INVALID_ARGUMENT);
+        assert!(text.contains("an index that is out of its range"), "{text}");
+    }
+    assert_eq!(super::floats(&rows(15).unwrap()), [150.0, 151.0, 152.0, 153.0]);
+}
+
+#[test]
 fn what_this_server_does_not_do_is_unimplemented() {
     let server = Server::start();
     let tenant = tenant(&server, "acme");

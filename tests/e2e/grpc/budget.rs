@@ -12,6 +12,7 @@ use super::{
     },
     refused, row, tenant,
 };
+use crate::oip_bad_input::wide;
 
 fn numbers(count: usize) -> Bytes {
     let contents = InferTensorContents { int64_contents: vec![0; count], ..Default::default() };
@@ -39,6 +40,32 @@ fn packed_numbers_are_refused_before_they_grow() {
     assert!(refused(answer, code::RESOURCE_EXHAUSTED).contains("tensors"));
     let peak = server.memory_peak_mib();
     assert!(peak < before + 160, "the server went from {before} to {peak} MiB");
+    infer(&client, &row([0.0; 3])).unwrap();
+    server.still_runs();
+}
+
+#[test]
+fn what_does_not_fit_its_model_is_refused_before_it_grows() {
+    let mut server = Server::with_settings("protocol_mib = 4096");
+    let tenant = tenant(&server, "acme");
+    let client = client(&server, &tenant);
+    let before = server.memory_peak_mib();
+    // 24 MiB of zeros of a byte each would be 192 MiB, which `dedicated` may have.
+    let message = numbers(24 << 20);
+    let answer =
+        client.unary_bytes::<ModelInferResponse>(&inference("ModelInfer"), message.clone());
+    let text = refused(answer, code::INVALID_ARGUMENT);
+    assert!(text.contains("is INT64; the model takes FP32"), "{text}");
+    // In a stream, the answer has the id that is behind the elements.
+    let mut call = client.open(&inference("ModelStreamInfer"));
+    let end = ModelInferRequest { id: "mine".to_owned(), ..Default::default() };
+    call.send_bytes(frame(&[&message[5..], &end.encode_to_vec()].concat()), false);
+    let answer = ModelStreamInferResponse::decode(call.message().unwrap()).unwrap();
+    assert!(answer.error_message.contains("the model takes FP32"), "{answer:?}");
+    assert_eq!(answer.infer_response.unwrap().id, "mine");
+    drop(call);
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 128, "the server went from {before} to {peak} MiB");
     infer(&client, &row([0.0; 3])).unwrap();
     server.still_runs();
 }
@@ -98,6 +125,62 @@ fn a_tenant_holds_half_of_the_nodes_budget_and_all_hold_no_more_than_the_whole()
     drop((first, second));
     until("what was held is free", || clients.iter().all(|c| ask(c).is_ok()).then_some(()));
     server.still_runs();
+}
+
+#[test]
+fn outputs_beyond_the_tier_are_refused_and_those_at_its_limit_are_not() {
+    let mut server = Server::start();
+    // `free` has 8 MiB of tensors.
+    let free = server.tenant("acme", "free");
+    free.put_model("wide", &wide()).expect(201);
+    let client = client(&server, &free);
+    let ask = |rows: usize| {
+        let mut request = row([0.0; 3]);
+        request.model_name = "wide".to_owned();
+        request.inputs[0].shape = vec![rows as i64, 1];
+        request.raw_input_contents = vec![vec![0; rows * 4].into()];
+        request
+    };
+    let before = server.memory_peak_mib();
+    let text = refused(infer(&client, &ask(2049)), code::RESOURCE_EXHAUSTED);
+    assert!(text.contains("8 MiB of tensors"), "{text}");
+    let mut call = client.open(&inference("ModelStreamInfer"));
+    call.send(&ask(2049));
+    let answer = ModelStreamInferResponse::decode(call.message().unwrap()).unwrap();
+    assert!(answer.error_message.contains("8 MiB of tensors"), "{}", answer.error_message);
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 64, "the server went from {before} to {peak} MiB");
+    call.send(&ask(2048));
+    let answer = ModelStreamInferResponse::decode(call.message().unwrap()).unwrap();
+    assert_eq!(answer.error_message, "");
+    assert_eq!(answer.infer_response.unwrap().raw_output_contents[0].len(), 8 << 20);
+    assert_eq!(infer(&client, &ask(2048)).unwrap().raw_output_contents[0].len(), 8 << 20);
+    server.still_runs();
+}
+
+#[test]
+fn a_stream_outlives_messages_that_find_no_room() {
+    let server = Server::with_settings("protocol_mib = 8");
+    let tenant = tenant(&server, "acme");
+    let client = client(&server, &tenant);
+    let mut call = client.open(&inference("ModelStreamInfer"));
+    let mut ask = |bytes: usize| {
+        call.send(&ModelInferRequest { id: "x".repeat(bytes), ..row([0.0; 3]) });
+        let answer = ModelStreamInferResponse::decode(call.message().expect("an answer")).unwrap();
+        answer.error_message
+    };
+    // More than a tenant may ever have; as it comes, and once it is decoded.
+    for bytes in [5 << 20, 3 << 20] {
+        let text = ask(bytes);
+        assert!(text.contains("more memory than a tenant may have"), "{text}");
+        assert_eq!(ask(1 << 19), "");
+    }
+    // More than the tenant has left.
+    let held = hold(&client, 7 << 19);
+    until("the tenant's part is full", || ask(1 << 19).contains("all of its memory").then_some(()));
+    assert_eq!(ask(0), "");
+    drop(held);
+    until("what was held is free", || ask(1 << 19).is_empty().then_some(()));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use sandpiper_domain::AliasName;
 use serde_json::{Value, json};
 
-use super::{Context, rows};
+use super::{Context, rows, traffic};
 use crate::{
     args::{AliasTarget, Functions},
     error::Result,
@@ -58,8 +58,15 @@ pub(super) fn functions(context: &Context, command: Functions) -> Result<()> {
         Functions::Delete { name } => delete(context, collection, name.as_str()),
         Functions::Versions { name } => versions(context, collection, name.as_str()),
         Functions::Rollback { name, alias } => rollback(context, collection, name.as_str(), &alias),
-        Functions::Alias { name, alias, target } => {
-            point(context, collection, name.as_str(), &alias, &target)
+        Functions::Alias { name, alias, target, force } => {
+            let mut body = alias_body(&target);
+            if force {
+                body["force"] = json!(true);
+            }
+            point(context, collection, name.as_str(), &alias, &body)
+        }
+        Functions::Retain { name, latest, versions } => {
+            traffic::retain(context, &name, latest, versions)
         }
     }
 }
@@ -116,15 +123,15 @@ pub(super) fn point(
     collection: Collection,
     name: &str,
     alias: &AliasName,
-    target: &AliasTarget,
+    body: &Value,
 ) -> Result<()> {
     let path = format!("/api/v1/{}/{name}/aliases/{alias}", collection.name());
-    let answer = context.client()?.put(&path, &alias_body(target))?;
+    let answer = context.client()?.put(&path, body)?;
     context.ui.result(&answer, |answer| format!("{name}@{alias} {}", place(answer)))
 }
 
 /// The body that points an alias, as the contract has it.
-fn alias_body(target: &AliasTarget) -> Value {
+pub(super) fn alias_body(target: &AliasTarget) -> Value {
     match target {
         AliasTarget::Version(version) => json!({ "version": version }),
         AliasTarget::Weights(weights) => {
@@ -138,7 +145,7 @@ fn alias_body(target: &AliasTarget) -> Value {
 }
 
 /// Where an alias points now, as far as the answer says.
-fn place(answer: &Value) -> String {
+pub(super) fn place(answer: &Value) -> String {
     if let Some(version) = answer.get("version").and_then(Value::as_u64) {
         return format!("is version {version}");
     }

@@ -1,11 +1,11 @@
 //! `sandpiper deploy`: builds, uploads the component with its manifest, and says where it answers.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use sandpiper_domain::{Scope, TenantName};
 use serde_json::{Value, json};
 
-use super::{Context, build, number, text};
+use super::{Context, build, number, text, traffic};
 use crate::{
     args::Deploy,
     client::{Client, Identity, OPERATOR_WITHOUT_TENANT},
@@ -15,31 +15,42 @@ use crate::{
     upload::Upload,
 };
 
-pub(super) fn run(context: &Context, arguments: &Deploy) -> Result<()> {
+pub(super) fn run(context: &Context, arguments: &Deploy) -> Result<ExitCode> {
     let project = Project::load(&arguments.path)?;
     let settings = context.settings()?;
     let client = Client::new(&settings)?;
     // What the server would refuse is found out before a long build, not after it.
     check_rights(&client.whoami()?, settings.tenant.as_ref().map(|tenant| &tenant.value))?;
     let (component, build_time) = component(context.ui, &project, arguments)?;
-    let activate = !arguments.no_activate;
+    let canary = arguments.canary.canary;
+    let activate = !arguments.no_activate && canary.is_none();
     let (mut answer, time) = upload(context.ui, &client, &project, &component, activate)?;
     if let Some(answer) = answer.as_object_mut() {
         answer.insert("ms".into(), json!(time.as_millis() as u64));
         answer.insert("build_ms".into(), json!(build_time.map(|time| time.as_millis() as u64)));
     }
     let name = &project.manifest.name;
-    context.ui.result(&answer, |answer| {
-        let (version, digest) = (number(answer, "version"), short(text(answer, "digest")));
-        let mut lines = format!("{name} version {version} ({digest}) is ready in {}", human(time));
-        match activate {
-            true => lines.push_str(&format!("\n{}", absolute(client.server(), text(answer, "url")))),
-            false => lines.push_str(&format!(
-                "\n`live` has not moved; move it with: sandpiper functions alias {name} live {version}"
-            )),
-        }
-        lines
-    })
+    let (version, digest) = (number(&answer, "version"), short(text(&answer, "digest")));
+    let ready = format!("{name} version {version} ({digest}) is ready in {}", human(time));
+    let Some(percent) = canary else {
+        context.ui.result(&answer, |answer| match activate {
+            true => format!("{ready}\n{}", absolute(client.server(), text(answer, "url"))),
+            false => format!(
+                "{ready}\n`live` has not moved; move it with: sandpiper functions alias {name} live {version}"
+            ),
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut rollout = traffic::begin(&client, name, version, percent, &arguments.canary)?;
+    if !arguments.canary.detach {
+        context.ui.note(&format!("{ready}\n{}", traffic::told(&rollout)));
+        rollout = traffic::follow(context.ui, &client, name)?;
+    }
+    answer["rollout"] = rollout;
+    let state = text(&answer["rollout"], "state");
+    let is_good = state == "promoted" || state == "baking";
+    context.ui.result(&answer, |answer| traffic::told(&answer["rollout"]))?;
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether the key may deploy, and whether it is clear for whom.

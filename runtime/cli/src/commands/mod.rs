@@ -16,6 +16,7 @@ mod models;
 mod new;
 mod serve;
 mod tenants;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -51,15 +52,18 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let context = &Context { ui: Ui::new(cli.global.json), global: cli.global };
     match cli.command {
         Command::TryModel => return Ok(ExitCode::from(sandpiper_server::try_model())),
-        Command::Serve(arguments) => serve::run(context, arguments)?,
+        Command::Serve(arguments) => return serve::run(context, arguments),
         Command::Demo(arguments) => demo::run(context, &arguments)?,
         Command::New(arguments) => new::run(context, &arguments)?,
         Command::Build { path } => build::run(context, &path)?,
-        Command::Deploy(arguments) => deploy::run(context, &arguments)?,
+        Command::Deploy(arguments) => return deploy::run(context, &arguments),
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
         Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
+        Command::Versions { function } => traffic::versions(context, &function)?,
+        Command::Rollback(arguments) => traffic::rollback(context, &arguments)?,
+        Command::Diff(arguments) => traffic::diff(context, &arguments)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
         Command::Instances { function, follow } => instances::run(context, &function, follow)?,
         Command::Tenant(command) => tenants::run(context, command)?,

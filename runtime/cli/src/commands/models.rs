@@ -50,9 +50,13 @@ pub(super) fn run(context: &Context, command: Models) -> Result<()> {
         Models::Rollback { name, alias } => {
             catalog::rollback(context, collection, name.as_str(), &alias)
         }
-        Models::Alias { name, alias, target } => {
-            catalog::point(context, collection, name.as_str(), &alias, &target)
-        }
+        Models::Alias { name, alias, target } => catalog::point(
+            context,
+            collection,
+            name.as_str(),
+            &alias,
+            &catalog::alias_body(&target),
+        ),
     }
 }
 

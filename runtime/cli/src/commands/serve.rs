@@ -1,17 +1,17 @@
 //! `sandpiper serve`: the one place where the server is called.
 
-use std::{io, net::SocketAddr, thread};
+use std::{io, net::SocketAddr, process::ExitCode, thread};
 
-use sandpiper_server::{LogFormat, ServeOptions};
+use sandpiper_server::{Ended, LogFormat, ServeOptions};
 use serde_json::json;
 
 use super::Context;
 use crate::{
     args::{LogForm, Serve},
-    error::{CliError, Result},
+    error::{CliError, Kind, Result},
 };
 
-pub(super) fn run(context: &Context, arguments: Serve) -> Result<()> {
+pub(super) fn run(context: &Context, arguments: Serve) -> Result<ExitCode> {
     if arguments.until_stdin_ends {
         thread::spawn(stop_when_stdin_ends);
     }
@@ -35,14 +35,19 @@ pub(super) fn run(context: &Context, arguments: Serve) -> Result<()> {
             LogForm::Json => LogFormat::Json,
         },
         model_memory_mib: arguments.model_memory,
+        inherited: arguments.inherit,
         on_ready: Some(Box::new(on_ready)),
     };
-    sandpiper_server::serve(options).map_err(|error| {
+    let ended = sandpiper_server::serve(options).map_err(|error| {
         let mut causes = error.chain();
         let what = causes.next().map(ToString::to_string).unwrap_or_default();
         let why = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
         let error = CliError::unexpected(format!("the server stopped: {what}"));
         if why.is_empty() { error } else { error.why(why) }
+    })?;
+    Ok(match ended {
+        Ended::Drained => ExitCode::SUCCESS,
+        Ended::AtOnce => ExitCode::from(Kind::Interrupted as u8),
     })
 }
 

@@ -8,7 +8,7 @@ use sandpiper_domain::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Function, FunctionVersion, ModelEntry, ModelVersion, Snapshot, Tenant, Versions,
+    Function, ModelEntry, ModelVersion, Snapshot, Tenant, Versions,
     record::{self, FunctionRecord, ModelRecord},
 };
 use crate::{CatalogError, OpenError, Policies};
@@ -71,12 +71,12 @@ impl<'a> Draft<'a> {
             .ok_or(CatalogError::NotFound { what: "tenant" })
     }
 
-    /// Edits the versions and aliases of a function and stores its record.
+    /// Edits a function and stores its record.
     pub(super) fn edit_function<T>(
         &mut self,
         tenant: &TenantName,
         name: &FunctionName,
-        edit: impl FnOnce(&mut Versions<FunctionVersion>) -> Result<T, CatalogError>,
+        edit: impl FnOnce(&mut Function) -> Result<T, CatalogError>,
     ) -> Result<T, CatalogError> {
         let function: &mut Function = self
             .tenant(tenant)?
@@ -84,7 +84,8 @@ impl<'a> Draft<'a> {
             .get_mut(name)
             .map(Arc::make_mut)
             .ok_or(CatalogError::NotFound { what: "function" })?;
-        let outcome = edit(&mut function.versions)?;
+        let outcome = edit(function)?;
+        function.versions.grant_again();
         let record = FunctionRecord::from(&*function);
         self.put(record::function_key(tenant, name), &record)?;
         Ok(outcome)

@@ -1,17 +1,19 @@
 //! Deploying, moving and deleting functions.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, iter, sync::Arc};
 
 use sandpiper_domain::{AliasName, Build, FunctionName, Manifest, TenantName};
 use time::OffsetDateTime;
 
 use super::{
-    Catalog, Function, FunctionVersion, PinnedBlob, PutOutcome, Target, Versions,
+    AliasChange, Catalog, Cause, Function, FunctionVersion, PinnedBlob, Placement, PutOutcome,
+    Retention, Target, Versions,
+    bindings::settle,
     draft::Draft,
     load,
     record::{self, FunctionVersionRecord, RetiredRecord},
 };
-use crate::CatalogError;
+use crate::{CatalogError, RolloutEnd};
 
 /// A function version to be.
 #[derive(Debug)]
@@ -41,13 +43,17 @@ impl Catalog {
             let limits = draft.tenant(tenant)?.limits;
             check_size(new, limits.component_mib)?;
             if let Some(newest) = unchanged(draft, tenant, new) {
-                activate_newest(draft, tenant, name, newest.version, activate)?;
+                if activate {
+                    activate_newest(draft, tenant, name, &newest, now)?;
+                }
                 return Ok(PutOutcome::Unchanged(newest));
             }
             ensure_function(draft, tenant, name)?;
             let tier = draft.tenant(tenant)?.tier.clone();
             let policies = draft.policies;
-            let (version, pruned) = draft.edit_function(tenant, name, |versions| {
+            let models = Arc::new(settle(&draft.next, tenant, iter::once(&new.manifest)));
+            let (version, pruned) = draft.edit_function(tenant, name, |function| {
+                let versions = &mut function.versions;
                 let record = FunctionVersionRecord {
                     digest: new.component.digest(),
                     source_digest: new.source.digest(),
@@ -55,14 +61,21 @@ impl Catalog {
                     manifest: new.manifest.clone(),
                     imports: new.imports.clone(),
                     created_at: now,
+                    failed: None,
                 };
                 let number = versions.next_number();
                 let version = load::function_version(number, record, tenant, &tier, policies)?;
                 let version = versions.add(|_| version)?;
                 if activate {
-                    versions.point(&AliasName::live(), Target::Version(version.version))?;
+                    let target = Target::Version(version.version);
+                    let (at, cause) = (Some(now), Cause::Deployed);
+                    let to = Placement { target, models, at, cause };
+                    versions.end_rollout(&AliasName::live(), now);
+                    versions.point(&AliasName::live(), to)?;
                 }
-                Ok((version, versions.prune(limits.versions)?))
+                let mut pruned = versions.retire(&function.retention, |_| false)?;
+                pruned.extend(versions.prune(limits.versions, |_| false)?);
+                Ok((version, pruned))
             })?;
             let key = record::function_version_key(tenant, name, version.version);
             draft.put(key, &FunctionVersionRecord::from(&*version))?;
@@ -101,31 +114,95 @@ impl Catalog {
         version: u32,
     ) -> Result<(), CatalogError> {
         self.mutate(|draft| {
-            draft.edit_function(tenant, name, |versions| versions.remove(version))?;
+            draft.edit_function(tenant, name, |function| function.versions.remove(version))?;
             draft.delete(record::function_version_key(tenant, name, version));
             Ok(())
         })
     }
 
-    /// Makes or moves an alias.
+    /// Makes or moves an alias. That ends its rollout.
     pub fn set_function_alias(
         &self,
         tenant: &TenantName,
         name: &FunctionName,
         alias: &AliasName,
-        target: Target,
+        change: impl Into<AliasChange>,
+        now: OffsetDateTime,
     ) -> Result<(), CatalogError> {
-        self.mutate(|draft| draft.edit_function(tenant, name, |v| v.point(alias, target)))
+        let AliasChange { target, sticky, force } = change.into();
+        self.mutate(|draft| {
+            let models = draft.settle(tenant, name, &target);
+            let to = Placement { target, models, at: Some(now), cause: Cause::Set };
+            draft.edit_function(tenant, name, |function| {
+                let versions = &mut function.versions;
+                if !force && let Some(version) = versions.failed_of(&to.target) {
+                    return Err(CatalogError::Failed { version });
+                }
+                versions.end_rollout(alias, now);
+                versions.point(alias, to)?;
+                if let Some(sticky) = sticky {
+                    versions.stick(alias, sticky);
+                }
+                Ok(())
+            })
+        })
     }
 
-    /// Moves an alias back to where it pointed before, and says where that is.
+    /// Moves an alias back to where it pointed before, or to where it last pointed at `to` alone, with the models that
+    /// its names meant there, and says where that is. A rollout under way is ended by this and taken for the last move.
     pub fn roll_back_function_alias(
         &self,
         tenant: &TenantName,
         name: &FunctionName,
         alias: &AliasName,
-    ) -> Result<Target, CatalogError> {
-        self.mutate(|draft| draft.edit_function(tenant, name, |v| v.roll_back(alias)))
+        to: Option<u32>,
+        now: OffsetDateTime,
+    ) -> Result<Placement, CatalogError> {
+        self.mutate(|draft| {
+            let gone = draft.gone_models(tenant, name, alias);
+            draft.edit_function(tenant, name, |function| {
+                let versions = &mut function.versions;
+                if let Some(stable) = versions.end_rollout(alias, now)
+                    && to.is_none_or(|to| to == stable)
+                    && let Some(there) = versions.alias_mut(alias)
+                {
+                    let (at, cause) = (Some(now), Cause::RolledBack);
+                    there.now = Placement { at, cause, ..there.now.clone() };
+                    return Ok(there.now.clone());
+                }
+                let failed = versions.failed();
+                let is_meant = |target: &Target| match to {
+                    Some(to) => *target == Target::Version(to),
+                    None => !target.versions().iter().any(|version| failed.contains(version)),
+                };
+                versions.roll_back(alias, Some(now), is_meant)?;
+                let there = versions.alias_mut(alias);
+                let there = there.ok_or(CatalogError::NotFound { what: "alias" })?;
+                there.forget(&gone);
+                Ok(there.now.clone())
+            })
+        })
+    }
+
+    /// Says which versions are kept, now and at every further deployment, and gives those that are gone with this.
+    pub fn set_function_retention(
+        &self,
+        tenant: &TenantName,
+        name: &FunctionName,
+        retention: Retention,
+    ) -> Result<Vec<u32>, CatalogError> {
+        retention.check()?;
+        self.mutate(|draft| {
+            let retired = draft.edit_function(tenant, name, |function| {
+                retention.check_versions(&function.versions)?;
+                function.retention = retention;
+                function.versions.retire(&function.retention, |_| false)
+            })?;
+            for number in &retired {
+                draft.delete(record::function_version_key(tenant, name, *number));
+            }
+            Ok(retired)
+        })
     }
 
     /// Deletes an alias; the versions stay.
@@ -135,7 +212,9 @@ impl Catalog {
         name: &FunctionName,
         alias: &AliasName,
     ) -> Result<(), CatalogError> {
-        self.mutate(|draft| draft.edit_function(tenant, name, |v| v.remove_alias(alias)))
+        self.mutate(|draft| {
+            draft.edit_function(tenant, name, |function| function.versions.remove_alias(alias))
+        })
     }
 }
 
@@ -161,20 +240,49 @@ fn unchanged(
     same.then(|| Arc::clone(newest))
 }
 
+/// Deployed again, a version takes `live`, unless it has failed.
 fn activate_newest(
     draft: &mut Draft<'_>,
     tenant: &TenantName,
     name: &FunctionName,
-    version: u32,
-    activate: bool,
+    newest: &FunctionVersion,
+    now: OffsetDateTime,
 ) -> Result<(), CatalogError> {
-    let live = AliasName::live();
+    let (live, version) = (AliasName::live(), newest.version);
     let function = draft.next.function(tenant, name);
-    let there = function.is_some_and(|function| function.versions.points_at(&live, version));
-    if there || !activate {
+    if function.is_some_and(|function| function.versions.points_at(&live, version)) {
         return Ok(());
     }
-    draft.edit_function(tenant, name, |v| v.point(&live, Target::Version(version)))
+    if newest.failed.is_some() {
+        return Err(CatalogError::Failed { version });
+    }
+    let target = Target::Version(version);
+    let models = draft.settle(tenant, name, &target);
+    let to = Placement { target, models, at: Some(now), cause: Cause::Deployed };
+    draft.edit_function(tenant, name, |function| {
+        function.versions.end_rollout(&live, now);
+        function.versions.point(&live, to)
+    })
+}
+
+impl Versions<FunctionVersion> {
+    /// Those that a rollout took back.
+    fn failed(&self) -> BTreeSet<u32> {
+        self.iter().filter(|(_, v)| v.failed.is_some()).map(|(number, _)| number).collect()
+    }
+
+    /// One of these that a rollout took back.
+    fn failed_of(&self, target: &Target) -> Option<u32> {
+        let has_failed =
+            |number: &u32| self.get(*number).is_some_and(|version| version.failed.is_some());
+        target.versions().into_iter().find(has_failed)
+    }
+
+    /// Ends the rollout of an alias that is to move, if it has one, and gives the version of before.
+    fn end_rollout(&mut self, alias: &AliasName, now: OffsetDateTime) -> Option<u32> {
+        let (rollout, _) = self.alias_mut(alias)?.end(RolloutEnd::Aborted, now)?;
+        Some(rollout.stable)
+    }
 }
 
 fn ensure_function(
@@ -192,7 +300,8 @@ fn ensure_function(
         return Err(CatalogError::LimitReached { what: "functions", limit });
     }
     let first = retired.unwrap_or_default().functions.next_version(name.as_str());
-    let function = Function { name: name.clone(), versions: Versions::starting_at(first) };
+    let (versions, retention) = (Versions::starting_at(first), Retention::default());
+    let function = Function { name: name.clone(), versions, retention };
     owner.functions.insert(name.clone(), Arc::new(function));
     Ok(())
 }

@@ -89,7 +89,8 @@ impl Catalog {
     pub fn collect_garbage(&self) -> Result<usize, CatalogError> {
         let writer = self.lock();
         // After a failed transaction the store may name more than the snapshot does: the next mutation finds out.
-        if writer.stale { Ok(0) } else { Ok(self.sweep(&writer)?) }
+        // A closed store may be another process's.
+        if writer.stale || writer.closed { Ok(0) } else { Ok(self.sweep(&writer)?) }
     }
 
     /// The writer is asked for as proof that the mutex is held.

@@ -190,6 +190,7 @@ pub(super) fn function_version(
         manifest: record.manifest,
         imports: record.imports,
         created_at: record.created_at,
+        failed: record.failed,
         grant: Arc::new(grant),
     })
 }
@@ -200,7 +201,9 @@ fn function(
     versions: BTreeMap<u32, Arc<FunctionVersion>>,
 ) -> Function {
     let aliases = record.aliases.into_iter().map(|(name, alias)| (name, alias.into())).collect();
-    Function { name, versions: Versions::restored(versions, aliases, record.next_version) }
+    let mut versions = Versions::restored(versions, aliases, record.next_version);
+    versions.grant_again();
+    Function { name, versions, retention: record.retention.into() }
 }
 
 fn model(

@@ -1,16 +1,13 @@
 //! Uploading, moving, granting and deleting models.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use sandpiper_domain::{AliasName, ModelName, ModelSignature, TenantName};
 use time::OffsetDateTime;
 
 use super::{
-    Catalog, ModelEntry, ModelGrants, ModelVersion, PinnedBlob, PutOutcome, Retention, Target,
-    Versions,
+    Catalog, ModelEntry, ModelGrants, ModelVersion, PinnedBlob, Placement, PutOutcome, Retention,
+    Target, Versions,
     draft::Draft,
     record::{self, ModelVersionRecord, RetiredRecord},
 };
@@ -18,8 +15,6 @@ use crate::CatalogError;
 
 /// Tenants that one model may be granted to by name.
 const GRANTS_MAX: usize = 1_000;
-/// Versions that one model may be told to keep by number; no tier keeps more of one model.
-const RETAINED_MAX: usize = 1_000;
 
 /// A model version to be.
 #[derive(Debug)]
@@ -53,10 +48,14 @@ impl Catalog {
                 return Err(CatalogError::TooLarge { what: "model", limit_mib });
             }
             if let Some(newest) = unchanged(draft, tenant, name, new) {
-                activate_newest(draft, tenant, name, newest.version, activate)?;
+                if activate {
+                    activate_newest(draft, tenant, name, newest.version, now)?;
+                }
                 return Ok(PutOutcome::Unchanged(newest));
             }
             ensure_model(draft, tenant, name)?;
+            let placed = draft.placed(tenant, name);
+            let is_placed = |number: u32| placed.contains(&number);
             let (version, pruned) = draft.edit_model(tenant, name, |model| {
                 let versions = &mut model.versions;
                 let version = versions.add(|version| ModelVersion {
@@ -72,14 +71,17 @@ impl Catalog {
                 if activate {
                     versions.point(&AliasName::live(), Target::Version(version.version))?;
                 }
-                let mut pruned = versions.retire(&model.retention)?;
-                pruned.extend(versions.prune(limits.versions)?);
+                let mut pruned = versions.retire(&model.retention, is_placed)?;
+                pruned.extend(versions.prune(limits.versions, is_placed)?);
                 Ok((version, pruned))
             })?;
             let key = record::model_version_key(tenant, name, version.version);
             draft.put(key, &ModelVersionRecord::from(&*version))?;
             for number in pruned {
                 draft.delete(record::model_version_key(tenant, name, number));
+            }
+            if activate {
+                draft.model_alias_moved(tenant, name, &AliasName::live(), now)?;
             }
             Ok(PutOutcome::Created(version))
         })
@@ -114,27 +116,13 @@ impl Catalog {
         name: &ModelName,
         retention: Retention,
     ) -> Result<Vec<u32>, CatalogError> {
-        let too_many = |numbers: &BTreeSet<u32>| numbers.len() > RETAINED_MAX;
-        match &retention {
-            Retention::Latest(0) => {
-                let text = "`latest` keeps at least one version";
-                return Err(CatalogError::Invalid(text.to_owned()));
-            }
-            Retention::Versions(numbers) if too_many(numbers) => {
-                let limit = RETAINED_MAX as u64;
-                return Err(CatalogError::LimitReached { what: "versions kept by number", limit });
-            }
-            _ => {}
-        }
+        retention.check()?;
         self.mutate(|draft| {
+            let placed = draft.placed(tenant, name);
             let retired = draft.edit_model(tenant, name, |model| {
-                if let Retention::Versions(numbers) = &retention
-                    && numbers.iter().any(|number| model.versions.get(*number).is_none())
-                {
-                    return Err(CatalogError::NotFound { what: "version" });
-                }
+                retention.check_versions(&model.versions)?;
                 model.retention = retention;
-                model.versions.retire(&model.retention)
+                model.versions.retire(&model.retention, |number| placed.contains(&number))
             })?;
             for number in &retired {
                 draft.delete(record::model_version_key(tenant, name, *number));
@@ -159,7 +147,7 @@ impl Catalog {
         })
     }
 
-    /// Deletes a version that no alias points at.
+    /// Deletes a version that no alias points at and no function of the tenant's has settled on.
     pub fn delete_model_version(
         &self,
         tenant: &TenantName,
@@ -167,6 +155,9 @@ impl Catalog {
         version: u32,
     ) -> Result<(), CatalogError> {
         self.mutate(|draft| {
+            if draft.placed(tenant, name).contains(&version) {
+                return Err(CatalogError::Placed { version });
+            }
             draft.edit_model_versions(tenant, name, |versions| versions.remove(version))?;
             draft.delete(record::model_version_key(tenant, name, version));
             Ok(())
@@ -180,8 +171,12 @@ impl Catalog {
         name: &ModelName,
         alias: &AliasName,
         target: Target,
+        now: OffsetDateTime,
     ) -> Result<(), CatalogError> {
-        self.mutate(|draft| draft.edit_model_versions(tenant, name, |v| v.point(alias, target)))
+        self.mutate(|draft| {
+            draft.edit_model_versions(tenant, name, |v| v.point(alias, target))?;
+            draft.model_alias_moved(tenant, name, alias, now)
+        })
     }
 
     /// Moves an alias back to where it pointed before, and says where that is.
@@ -190,8 +185,15 @@ impl Catalog {
         tenant: &TenantName,
         name: &ModelName,
         alias: &AliasName,
-    ) -> Result<Target, CatalogError> {
-        self.mutate(|draft| draft.edit_model_versions(tenant, name, |v| v.roll_back(alias)))
+        now: OffsetDateTime,
+    ) -> Result<Placement, CatalogError> {
+        self.mutate(|draft| {
+            let placement = draft.edit_model_versions(tenant, name, |versions| {
+                versions.roll_back(alias, Some(now), |_| true)
+            })?;
+            draft.model_alias_moved(tenant, name, alias, now)?;
+            Ok(placement)
+        })
     }
 
     /// Deletes an alias; the versions stay.
@@ -200,8 +202,12 @@ impl Catalog {
         tenant: &TenantName,
         name: &ModelName,
         alias: &AliasName,
+        now: OffsetDateTime,
     ) -> Result<(), CatalogError> {
-        self.mutate(|draft| draft.edit_model_versions(tenant, name, |v| v.remove_alias(alias)))
+        self.mutate(|draft| {
+            draft.edit_model_versions(tenant, name, |v| v.remove_alias(alias))?;
+            draft.model_alias_moved(tenant, name, alias, now)
+        })
     }
 }
 
@@ -225,15 +231,16 @@ fn activate_newest(
     tenant: &TenantName,
     name: &ModelName,
     version: u32,
-    activate: bool,
+    now: OffsetDateTime,
 ) -> Result<(), CatalogError> {
     let live = AliasName::live();
     let model = draft.next.model(tenant, name);
     let there = model.is_some_and(|model| model.versions.points_at(&live, version));
-    if there || !activate {
+    if there {
         return Ok(());
     }
-    draft.edit_model_versions(tenant, name, |v| v.point(&live, Target::Version(version)))
+    draft.edit_model_versions(tenant, name, |v| v.point(&live, Target::Version(version)))?;
+    draft.model_alias_moved(tenant, name, &live, now)
 }
 
 fn ensure_model(

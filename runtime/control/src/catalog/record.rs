@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned, de::IgnoredAny};
 use time::OffsetDateTime;
 
 use super::{
-    Alias, Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Retention,
-    Target, Tenant, Versions,
+    Function, FunctionVersion, Key, ModelEntry, ModelGrants, ModelVersion, Retention, Tenant,
+    Versions, alias_record::AliasRecord,
 };
 use crate::{KeyId, OpenError, TierName};
 
@@ -115,55 +115,6 @@ impl From<&Key> for KeyRecord {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum TargetRecord {
-    Version(u32),
-    Weights(BTreeMap<u32, u32>),
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct AliasRecord {
-    target: TargetRecord,
-    history: Vec<TargetRecord>,
-}
-
-impl From<&Target> for TargetRecord {
-    fn from(target: &Target) -> Self {
-        match target {
-            Target::Version(version) => TargetRecord::Version(*version),
-            Target::Weights(weights) => TargetRecord::Weights(weights.clone()),
-        }
-    }
-}
-
-impl From<TargetRecord> for Target {
-    fn from(record: TargetRecord) -> Self {
-        match record {
-            TargetRecord::Version(version) => Target::Version(version),
-            TargetRecord::Weights(weights) => Target::Weights(weights),
-        }
-    }
-}
-
-impl From<&Alias> for AliasRecord {
-    fn from(alias: &Alias) -> Self {
-        AliasRecord {
-            target: (&alias.target).into(),
-            history: alias.history.iter().map(TargetRecord::from).collect(),
-        }
-    }
-}
-
-impl From<AliasRecord> for Alias {
-    fn from(record: AliasRecord) -> Self {
-        Alias {
-            target: record.target.into(),
-            history: record.history.into_iter().map(Target::from).collect(),
-        }
-    }
-}
-
 pub(super) type AliasRecords = BTreeMap<AliasName, AliasRecord>;
 
 fn alias_records<V>(versions: &Versions<V>) -> AliasRecords {
@@ -174,6 +125,8 @@ fn alias_records<V>(versions: &Versions<V>) -> AliasRecords {
 pub(super) struct FunctionRecord {
     pub(super) next_version: u32,
     pub(super) aliases: AliasRecords,
+    #[serde(default, skip_serializing_if = "RetentionRecord::is_tier")]
+    pub(super) retention: RetentionRecord,
 }
 
 impl From<&Function> for FunctionRecord {
@@ -181,6 +134,7 @@ impl From<&Function> for FunctionRecord {
         FunctionRecord {
             next_version: function.versions.next_number(),
             aliases: alias_records(&function.versions),
+            retention: (&function.retention).into(),
         }
     }
 }
@@ -194,6 +148,8 @@ pub(super) struct FunctionVersionRecord {
     pub(super) imports: Vec<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub(super) created_at: OffsetDateTime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) failed: Option<String>,
 }
 
 impl From<&FunctionVersion> for FunctionVersionRecord {
@@ -205,6 +161,7 @@ impl From<&FunctionVersion> for FunctionVersionRecord {
             manifest: version.manifest.clone(),
             imports: version.imports.clone(),
             created_at: version.created_at,
+            failed: version.failed.clone(),
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use sandpiper_domain::{InferenceError, ModelKey, ModelRef, ModelScope, Selector, TenantName};
+use sandpiper_domain::{
+    InferenceError, ModelKey, ModelName, ModelRef, ModelScope, Selector, TenantName,
+};
 
-use super::{ModelVersion, Snapshot};
+use super::{ModelVersion, Snapshot, bindings::name_of};
 
 impl Snapshot {
     /// The model that `reference` (`[owner/]name[@selector]`) means in `scope`. One that is missing, foreign and not
@@ -43,14 +45,34 @@ impl Snapshot {
             }
             None => None,
         };
-        let selector = selector.or(bound).unwrap_or_default();
         let model = self.model(&owner, &name)?;
         if owner != scope.tenant && !model.grants.include(&scope.tenant) {
             return None;
         }
-        let version = Arc::clone(model.versions.resolve(&selector, pick)?);
+        // A pin chooses a version and gives no right. One whose version is gone chooses nothing.
+        let pinned = match selector {
+            None => pin(scope, &owner, &name).and_then(|version| model.versions.get(version)),
+            Some(_) => None,
+        };
+        let version = match pinned {
+            Some(version) => version,
+            None => model.versions.resolve(&selector.or(bound).unwrap_or_default(), pick)?,
+        };
+        let version = Arc::clone(version);
         Some((ModelKey { tenant: owner, model: name, version: version.version }, version))
     }
+}
+
+/// The version that the name meant when the function's alias last moved.
+fn pin(scope: &ModelScope, owner: &TenantName, name: &ModelName) -> Option<u32> {
+    if scope.pins.is_empty() {
+        return None;
+    }
+    let pin = match *owner == scope.tenant {
+        true => scope.pins.get(name.as_str()),
+        false => scope.pins.get(&name_of(owner, name, &scope.tenant)),
+    };
+    pin.copied()
 }
 
 /// What the manifest binds the model to. A model of the tenant's own may be written with or without its owner there,

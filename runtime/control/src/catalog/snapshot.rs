@@ -11,7 +11,7 @@ use sandpiper_domain::{
 };
 use time::OffsetDateTime;
 
-use super::Versions;
+use super::{Alias, Target, Versions};
 use crate::{
     TierName,
     key::{KeyId, KeyMac},
@@ -54,17 +54,30 @@ impl Snapshot {
     }
 
     /// The version of a function that a request is for, by names as they came: what is no valid name names nothing.
-    /// `pick` is any random number: it decides where an alias splits.
+    /// `pick` gives a number that decides where an alias splits, and is asked only there.
     pub fn find_function(
         &self,
         tenant: &str,
         name: &str,
         selector: &Selector,
-        pick: u32,
+        pick: impl FnOnce(&Alias) -> u32,
     ) -> Option<Found<'_>> {
         let tenant = self.tenants.get(tenant)?;
-        let version = tenant.functions.get(name)?.versions.resolve(selector, pick)?;
-        Some(Found { tenant, version, grant: &version.grant })
+        let versions = &tenant.functions.get(name)?.versions;
+        let alias = match selector {
+            Selector::Version(number) => {
+                let version = versions.get(*number)?;
+                return Some(Found { tenant, version, grant: &version.grant });
+            }
+            Selector::Alias(alias) => versions.alias(alias)?,
+        };
+        let number = match alias.target() {
+            Target::Version(version) => *version,
+            split @ Target::Weights(_) => split.pick(pick(alias))?,
+        };
+        let version = versions.get(number)?;
+        let grant = alias.grants.get(&number).unwrap_or(&version.grant);
+        Some(Found { tenant, version, grant })
     }
 
     /// One model of a tenant.
@@ -110,10 +123,12 @@ pub struct Function {
     pub name: FunctionName,
     /// Its versions and aliases.
     pub versions: Versions<FunctionVersion>,
+    /// Which versions are kept.
+    pub retention: Retention,
 }
 
 /// One version of a function.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FunctionVersion {
     /// Its number.
     pub version: u32,
@@ -129,6 +144,8 @@ pub struct FunctionVersion {
     pub imports: Vec<String>,
     /// When it was made.
     pub created_at: OffsetDateTime,
+    /// Why a rollout took it back, if one did.
+    pub failed: Option<String>,
     /// What it may do: from today's policy, never stored.
     pub grant: Arc<Grant>,
 }
@@ -148,7 +165,8 @@ pub struct ModelEntry {
     pub retention: Retention,
 }
 
-/// Which versions of a model are kept, within what the tier allows. The newest, and whatever an alias points at, stay.
+/// Which versions of a function or model are kept, within what the tier allows. The newest, and whatever an alias
+/// points at, stay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Retention {
     /// As many as the tier allows.

@@ -16,6 +16,7 @@ mod deployments;
 mod durability;
 mod identity;
 mod sharing;
+mod traffic;
 
 const OPERATOR: &str = "the operator's key, long enough for this";
 
@@ -85,7 +86,7 @@ impl House {
 
     fn live(&self, name: &str) -> Option<u32> {
         let snapshot = self.snapshot();
-        let found = snapshot.find_function(acme().as_str(), name, &Selector::default(), 0);
+        let found = snapshot.find_function(acme().as_str(), name, &Selector::default(), |_| 0);
         found.map(|found| found.version.version)
     }
 

@@ -3,21 +3,52 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use sandpiper_domain::{AliasName, Selector};
+use time::OffsetDateTime;
 
-use super::Retention;
+use super::{Alias, Placement, Retention, Sticky};
 use crate::CatalogError;
 
 #[cfg(test)]
 mod tests;
 
-/// Earlier targets an alias remembers.
-const HISTORY_MAX: usize = 16;
 /// Aliases of one function or model.
 const ALIASES_MAX: usize = 32;
 /// Versions an alias may split traffic between.
 const WEIGHTS_MAX: usize = 16;
 /// Weights are percentages.
 const WEIGHTS_SUM: u32 = 100;
+
+/// Versions that may be kept by number; no tier keeps more of one thing.
+const RETAINED_MAX: usize = 1_000;
+
+impl Retention {
+    /// Refuses what makes no sense whatever there is.
+    pub(super) fn check(&self) -> Result<(), CatalogError> {
+        match self {
+            Retention::Latest(0) => {
+                let text = "`latest` keeps at least one version";
+                Err(CatalogError::Invalid(text.to_owned()))
+            }
+            Retention::Versions(numbers) if numbers.len() > RETAINED_MAX => {
+                let limit = RETAINED_MAX as u64;
+                Err(CatalogError::LimitReached { what: "versions kept by number", limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses to keep what is not there.
+    pub(super) fn check_versions<V>(&self, versions: &Versions<V>) -> Result<(), CatalogError> {
+        match self {
+            Retention::Versions(numbers)
+                if numbers.iter().any(|number| versions.get(*number).is_none()) =>
+            {
+                Err(CatalogError::NotFound { what: "version" })
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 /// What an alias points at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,20 +68,20 @@ impl Target {
         }
     }
 
-    fn names(&self, version: u32) -> bool {
+    pub(super) fn names(&self, version: u32) -> bool {
         match self {
             Target::Version(own) => *own == version,
             Target::Weights(weights) => weights.contains_key(&version),
         }
     }
 
-    /// The version for one request.
-    fn pick(&self, pick: u32) -> Option<u32> {
+    /// The version for one request. The newest has the low end: as its part grows, whoever was in it stays there.
+    pub(super) fn pick(&self, pick: u32) -> Option<u32> {
         match self {
             Target::Version(version) => Some(*version),
             Target::Weights(weights) => {
                 let mut rest = pick % WEIGHTS_SUM;
-                for (version, weight) in weights {
+                for (version, weight) in weights.iter().rev() {
                     if rest < *weight {
                         return Some(*version);
                     }
@@ -78,15 +109,6 @@ impl Target {
             _ => Ok(Target::Weights(weights)),
         }
     }
-}
-
-/// A movable name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Alias {
-    /// Where it points.
-    pub target: Target,
-    /// Where it pointed before, latest last.
-    pub history: Vec<Target>,
 }
 
 /// The versions of one function or model, and its aliases.
@@ -164,7 +186,7 @@ impl<V> Versions<V> {
     pub fn resolve(&self, selector: &Selector, pick: u32) -> Option<&Arc<V>> {
         match selector {
             Selector::Version(version) => self.get(*version),
-            Selector::Alias(alias) => self.get(self.aliases.get(alias)?.target.pick(pick)?),
+            Selector::Alias(alias) => self.get(self.aliases.get(alias)?.target().pick(pick)?),
         }
     }
 
@@ -178,16 +200,20 @@ impl<V> Versions<V> {
         Ok(version)
     }
 
-    /// Removes the oldest versions that no alias points at, until `kept` are left. The newest stays.
-    pub(super) fn prune(&mut self, kept: u32) -> Result<Vec<u32>, CatalogError> {
+    /// Removes the oldest versions that no alias points at and nobody else `needs`, until `kept` are left. The newest
+    /// stays.
+    pub(super) fn prune(
+        &mut self,
+        kept: u32,
+        needs: impl Fn(u32) -> bool,
+    ) -> Result<Vec<u32>, CatalogError> {
         let mut pruned = Vec::new();
         while self.len() > kept as usize {
             let newest = self.newest().map(|(number, _)| number);
-            let oldest = self
-                .versions
-                .keys()
-                .copied()
-                .find(|number| Some(*number) != newest && self.user_of(*number).is_none());
+            let may_go = |number: u32| {
+                Some(number) != newest && self.user_of(number).is_none() && !needs(number)
+            };
+            let oldest = self.versions.keys().copied().find(|number| may_go(*number));
             let Some(oldest) = oldest else {
                 return Err(CatalogError::LimitReached { what: "versions", limit: kept.into() });
             };
@@ -197,8 +223,13 @@ impl<V> Versions<V> {
         Ok(pruned)
     }
 
-    /// Removes the versions that `retention` does not keep and no alias points at. The newest stays.
-    pub(super) fn retire(&mut self, retention: &Retention) -> Result<Vec<u32>, CatalogError> {
+    /// Removes the versions that `retention` does not keep, no alias points at and nobody else `needs`. The newest
+    /// stays.
+    pub(super) fn retire(
+        &mut self,
+        retention: &Retention,
+        needs: impl Fn(u32) -> bool,
+    ) -> Result<Vec<u32>, CatalogError> {
         let newest_first = self.versions.keys().rev().copied().enumerate();
         let is_kept = |place: usize, number: u32| match retention {
             Retention::Tier => true,
@@ -206,7 +237,8 @@ impl<V> Versions<V> {
             Retention::Versions(numbers) => numbers.contains(&number),
         };
         let retired = newest_first.filter(|(place, number)| {
-            *place > 0 && !is_kept(*place, *number) && self.user_of(*number).is_none()
+            let is_needed = self.user_of(*number).is_some() || needs(*number);
+            *place > 0 && !is_kept(*place, *number) && !is_needed
         });
         let retired: Vec<u32> = retired.map(|(_, number)| number).collect();
         for number in &retired {
@@ -223,7 +255,7 @@ impl<V> Versions<V> {
         self.versions.remove(&version).ok_or(CatalogError::NotFound { what: "version" })?;
         // A rollback must not lead to a version that is gone.
         for alias in self.aliases.values_mut() {
-            alias.history.retain(|target| !target.names(version));
+            alias.history.retain(|placement| !placement.target.names(version));
         }
         Ok(())
     }
@@ -234,48 +266,73 @@ impl<V> Versions<V> {
     }
 
     fn user_of(&self, version: u32) -> Option<&AliasName> {
-        self.aliases.iter().find(|(_, alias)| alias.target.names(version)).map(|(name, _)| name)
+        self.aliases.iter().find(|(_, alias)| alias.target().names(version)).map(|(name, _)| name)
     }
 
     /// Whether `alias` points at `version` and at nothing else.
     pub(super) fn points_at(&self, alias: &AliasName, version: u32) -> bool {
-        self.aliases.get(alias).is_some_and(|alias| alias.target == Target::Version(version))
+        self.aliases.get(alias).is_some_and(|alias| *alias.target() == Target::Version(version))
     }
 
     /// Makes or moves an alias.
-    pub(super) fn point(&mut self, name: &AliasName, target: Target) -> Result<(), CatalogError> {
-        let target = target.checked()?;
-        if target.versions().iter().any(|version| !self.versions.contains_key(version)) {
+    pub(super) fn point(
+        &mut self,
+        name: &AliasName,
+        to: impl Into<Placement>,
+    ) -> Result<(), CatalogError> {
+        let to: Placement = to.into();
+        let to = Placement { target: to.target.checked()?, ..to };
+        if to.target.versions().iter().any(|version| !self.versions.contains_key(version)) {
             return Err(CatalogError::NotFound { what: "version" });
         }
         if let Some(alias) = self.aliases.get_mut(name) {
-            if alias.target != target {
-                let before = std::mem::replace(&mut alias.target, target);
-                if alias.history.len() == HISTORY_MAX {
-                    alias.history.remove(0);
-                }
-                alias.history.push(before);
-            }
+            alias.go(to);
             return Ok(());
         }
         if self.aliases.len() >= ALIASES_MAX {
             return Err(CatalogError::LimitReached { what: "aliases", limit: ALIASES_MAX as u64 });
         }
-        self.aliases.insert(name.clone(), Alias { target, history: Vec::new() });
+        self.aliases.insert(name.clone(), Alias::new(to));
         Ok(())
     }
 
-    /// Moves an alias back to where it pointed before; again, and it goes back further.
-    pub(super) fn roll_back(&mut self, name: &AliasName) -> Result<Target, CatalogError> {
-        let alias = self.aliases.get_mut(name).ok_or(CatalogError::NotFound { what: "alias" })?;
-        while let Some(target) = alias.history.pop() {
-            // Removed versions leave gaps in the history, and what lies around a gap may be the same.
-            if target != alias.target {
-                alias.target = target.clone();
-                return Ok(target);
-            }
+    /// Moves an alias back to where it pointed before, past what `allows` does not let it have; again, and it goes back
+    /// further.
+    pub(super) fn roll_back(
+        &mut self,
+        name: &AliasName,
+        at: Option<OffsetDateTime>,
+        allows: impl Fn(&Target) -> bool,
+    ) -> Result<Placement, CatalogError> {
+        let alias = self.alias_mut(name).ok_or(CatalogError::NotFound { what: "alias" })?;
+        if alias.go_back(at, allows) {
+            return Ok(alias.now.clone());
         }
-        Err(CatalogError::Invalid("the alias has nothing earlier to go back to".to_owned()))
+        let text = "the alias has nothing earlier to go back to";
+        Err(CatalogError::Invalid(text.to_owned()))
+    }
+
+    pub(super) fn alias_mut(&mut self, name: &AliasName) -> Option<&mut Alias> {
+        self.aliases.get_mut(name)
+    }
+
+    /// Says what keeps callers on one version where the alias splits.
+    pub(super) fn stick(&mut self, name: &AliasName, sticky: Option<Sticky>) {
+        if let Some(alias) = self.aliases.get_mut(name) {
+            alias.sticky = sticky;
+        }
+    }
+
+    /// Puts another in the place of a version that is there.
+    pub(super) fn replace(&mut self, number: u32, version: Arc<V>) {
+        if let Some(place) = self.versions.get_mut(&number) {
+            *place = version;
+        }
+    }
+
+    /// Both of them, to be worked on at once.
+    pub(super) fn parts(&mut self) -> (&BTreeMap<u32, Arc<V>>, &mut BTreeMap<AliasName, Alias>) {
+        (&self.versions, &mut self.aliases)
     }
 
     /// Removes an alias; the versions stay.

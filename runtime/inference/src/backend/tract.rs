@@ -191,11 +191,11 @@ fn explain_failure(plan: &Plan, trace: &Trace, failure: &Failure) -> InferenceEr
         Failure::TooLarge => InferenceError::TooLarge(
             "a value inside the model would be larger than 1 GiB for these inputs".to_owned(),
         ),
+        // What indexes weights by weights is settled when the model is loaded, so that this is the caller's doing.
         Failure::Index => {
             let operator = plan.operator(trace).unwrap_or_default();
-            InferenceError::Runtime(format!(
-                "the model failed while it ran, in an operator `{operator}`: an index is out of its range; it came from \
-                 the inputs, whose values the model does not expect"
+            InferenceError::InvalidArgument(format!(
+                "the inputs hold, or lead to, an index that is out of its range in an operator `{operator}` of the model"
             ))
         }
         Failure::Failed => InferenceError::Runtime(match plan.operator(trace) {

@@ -125,17 +125,8 @@ impl Fair {
             Place::In(_) => self.leave(id),
             Place::Out(..) => {}
         }
-        let round = self.ring(band).round;
+        self.settle(id, band);
         let Some(account) = self.account_mut(id) else { return };
-        if let Place::Out(left, at) = account.place
-            && left == band
-        {
-            let rounds = i64::try_from(round.saturating_sub(at)).unwrap_or(i64::MAX);
-            let paid = rounds.saturating_mul(account.turn_ns());
-            if account.balance_ns < 0 {
-                account.balance_ns = account.balance_ns.saturating_add(paid).min(0);
-            }
-        }
         account.place = Place::In(band);
         self.ring_mut(band).members.push_back(id);
     }
@@ -210,9 +201,26 @@ impl Fair {
         }
     }
 
-    /// Whether the tenant has had more than it was due.
-    pub(super) fn owes(&self, id: TenantId) -> bool {
-        self.account(id).is_some_and(|account| account.left_ns() < 0)
+    /// Whether the tenant, which has no work, has had what its next turn in this band will give.
+    pub(super) fn owes_a_turn(&mut self, id: TenantId, band: Band) -> bool {
+        self.settle(id, band);
+        self.account(id).is_some_and(|account| account.left_ns() <= -account.turn_ns())
+    }
+
+    /// Pays a debt from the turns that have passed in this band while the tenant had no work.
+    fn settle(&mut self, id: TenantId, band: Band) {
+        let round = self.ring(band).round;
+        let Some(account) = self.account_mut(id) else { return };
+        let Place::Out(left, at) = account.place else { return };
+        if left != band {
+            return;
+        }
+        account.place = Place::Out(band, round);
+        if account.balance_ns < 0 {
+            let rounds = i64::try_from(round.saturating_sub(at)).unwrap_or(i64::MAX);
+            let paid = rounds.saturating_mul(account.turn_ns());
+            account.balance_ns = account.balance_ns.saturating_add(paid).min(0);
+        }
     }
 
     /// A call of the tenant begins; the estimate stands against its account until it has ended.

@@ -313,9 +313,19 @@ fn a_brief_call_runs_at_once_where_its_tenant_is_due() {
         house.queue.settle(&[charge], &[10_000_000]);
     }
     house.push(1, normal(1), 1_000_000).unwrap();
-    // Others wait: the first one is for nothing, and the debt that it leaves has to be paid before the next.
+    // Others wait: it may take what its next turn will give, and no more before others had theirs.
+    for _ in 0..2 {
+        let charge = claim(&mut house, 0, normal(1)).unwrap();
+        house.queue.settle(&[charge], &[50_000]);
+    }
+    assert!(claim(&mut house, 0, normal(1)).is_none());
+    house.push(1, normal(1), 1_000_000).unwrap();
+    house.push(1, normal(1), 1_000_000).unwrap();
+    for _ in 0..2 {
+        house.run(|call| call.ns).unwrap();
+    }
     let charge = claim(&mut house, 0, normal(1)).unwrap();
-    house.queue.settle(&[charge], &[50_000]);
+    house.queue.settle(&[charge], &[1_000_000]);
     assert!(claim(&mut house, 0, normal(1)).is_none());
     assert!(claim(&mut house, 2, low(1)).is_none());
     // Nobody overtakes his own call.

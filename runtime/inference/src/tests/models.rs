@@ -366,12 +366,12 @@ fn an_index_out_of_range_is_an_error_and_no_panic() {
     // Three panics in a row would put the model in quarantine.
     for _ in 0..4 {
         let error = infer(&model, vec![i64s("ids", &[-4])]).unwrap_err();
-        assert!(matches!(error, InferenceError::Runtime(_)), "{error:?}");
+        assert!(matches!(error, InferenceError::InvalidArgument(_)), "{error:?}");
     }
     assert!(model.quarantine().is_none());
     for _ in 0..2 {
         let error = infer(&model, vec![i64s("ids", &[0, 999_999])]).unwrap_err();
-        let InferenceError::Runtime(text) = error else { panic!("{error:?}") };
+        let InferenceError::InvalidArgument(text) = error else { panic!("{error:?}") };
         assert!(text.contains("out of its range") && text.contains("Gather"), "{text}");
         assert!(!text.contains("999999") && !text.contains("1.5"), "{text}");
         let output = infer(&model, vec![i64s("ids", &[2, 0, -1])]).unwrap();

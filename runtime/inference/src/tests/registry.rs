@@ -82,24 +82,24 @@ async fn a_model_over_the_budget_is_refused_and_nothing_makes_room_for_it() {
 
 #[tokio::test]
 async fn a_pinned_model_stays_and_what_finds_no_room_beside_it_is_refused() {
-    let plane = start(5 * MIB);
+    let plane = start(7 * MIB);
     bring(&plane, &key(1), spec(product(880, 0.5), pinned())).await.unwrap();
     for version in 2..6 {
-        bring(&plane, &key(version), product(512, 0.5).into()).await.unwrap();
+        bring(&plane, &key(version), product(880, 0.5).into()).await.unwrap();
         assert!(plane.loaded(&key(1)).is_some());
         assert_eq!(plane.model_count(), 2);
     }
-    let error = bring(&plane, &key(9), product(880, 0.5).into()).await.unwrap_err();
+    let error = bring(&plane, &key(9), product(1100, 0.5).into()).await.unwrap_err();
     assert!(matches!(error, LoadError::NoRoom { .. }), "{error}");
     let upload = plane.inspect(spec(product(880, 0.5), pinned())).await.unwrap();
     let may_pin = |name: &str| plane.may_pin(&upload, &key(1).tenant, &name.parse().unwrap());
-    assert!(matches!(may_pin("other"), Err(LoadError::NoRoom { .. })));
+    assert!(matches!(may_pin("other"), Err(LoadError::PinsFull { .. })));
     // It may take the place of its own earlier version.
     assert_eq!(may_pin(key(1).model.as_str()), Ok(()));
     drop(upload);
     // Without its pin it makes room as any other.
     plane.unpin(|_| false);
-    bring(&plane, &key(9), product(880, 0.5).into()).await.unwrap();
+    bring(&plane, &key(9), product(1100, 0.5).into()).await.unwrap();
     assert!(plane.loaded(&key(1)).is_none() && plane.loaded(&key(9)).is_some());
 }
 
@@ -151,6 +151,36 @@ async fn a_tenant_pins_what_its_terms_allow_and_no_more() {
     let there = |tenant, version| plane.peek(&of(tenant, version)).is_some();
     assert!(there("acme", 1) && there("acme", 2) && there("delta", 1));
     assert!(!there("acme", 3) && !there("beta", 1));
+}
+
+#[tokio::test]
+async fn tenants_together_pin_half_of_the_budget_and_no_more() {
+    let one = start(u64::MAX).inspect(product(512, 0.5)).await.unwrap().memory_bytes();
+    let plane = start(7 * one);
+    let file = || spec(product(512, 0.5), pinned());
+    let upload = plane.inspect(file()).await.unwrap();
+    let tenants = ["acme", "beta", "gamma", "delta"];
+    for (number, tenant) in tenants.into_iter().enumerate() {
+        let allowed = plane.may_pin(&upload, &tenant.parse().unwrap(), &"m".parse().unwrap());
+        let limit = 7 * one / 2;
+        match number < 3 {
+            true => assert_eq!(allowed, Ok(()), "{tenant}"),
+            false => assert!(
+                matches!(allowed, Err(LoadError::PinsFull { limit: l, .. }) if l == limit),
+                "{allowed:?}"
+            ),
+        }
+        // A load, which nobody can refuse for its pin, brings it without.
+        bring(&plane, &of(tenant, 1), file()).await.unwrap();
+    }
+    drop(upload);
+    for version in 10..20 {
+        bring(&plane, &of("flood", version), product(512, 0.5).into()).await.unwrap();
+        // Used or not: no pinned one makes room.
+        assert!(["acme", "beta", "gamma"].iter().all(|t| plane.peek(&of(t, 1)).is_some()));
+    }
+    bring(&plane, &of("flood", 20), product(900, 0.5).into()).await.unwrap();
+    assert!(plane.peek(&of("delta", 1)).is_none());
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use axum::{
 use bytes::Bytes;
 use http::StatusCode;
 use sandpiper_control::{
-    Catalog, CatalogError, Function, FunctionVersion, NewFunction, PutOutcome, Target, Tenant,
-    Versions,
+    AliasChange, Catalog, CatalogError, Function, FunctionVersion, NewFunction, Placement,
+    PutOutcome, Tenant, Versions,
 };
 use sandpiper_domain::{AliasName, FunctionName, Manifest, Scope, TenantName};
 use sandpiper_sandbox::{Purpose, UploadError, check};
@@ -25,7 +25,7 @@ use super::{
     deployments,
     resource::{Resource, subject},
     upload,
-    versions::{PutQuery, aliases_of, timestamp},
+    versions::{PutQuery, aliases_of, retention_json, target_json, timestamp},
 };
 use crate::{app::App, respond::Problem};
 
@@ -53,7 +53,7 @@ impl Resource for Function {
     }
 
     fn version_json(&self, _app: &App, tenant: &TenantName, version: &FunctionVersion) -> Value {
-        json!({
+        let mut json = json!({
             "name": self.name,
             "version": version.version,
             "digest": version.digest,
@@ -65,11 +65,15 @@ impl Resource for Function {
             "aliases": aliases_of(&self.versions, version.version),
             "limits": version.grant.sandbox,
             "created_at": timestamp(version.created_at),
-        })
+        });
+        if let Some(reason) = &version.failed {
+            json["failed"] = json!(reason);
+        }
+        json
     }
 
     fn own_json(&self) -> Vec<(&'static str, Value)> {
-        Vec::new()
+        vec![("retention", retention_json(&self.retention))]
     }
 
     fn delete(
@@ -94,9 +98,9 @@ impl Resource for Function {
         tenant: &TenantName,
         name: &FunctionName,
         alias: &AliasName,
-        target: Target,
+        change: AliasChange,
     ) -> Result<(), CatalogError> {
-        catalog.set_function_alias(tenant, name, alias, target)
+        catalog.set_function_alias(tenant, name, alias, change, OffsetDateTime::now_utc())
     }
 
     fn roll_back(
@@ -104,8 +108,15 @@ impl Resource for Function {
         tenant: &TenantName,
         name: &FunctionName,
         alias: &AliasName,
-    ) -> Result<Target, CatalogError> {
-        catalog.roll_back_function_alias(tenant, name, alias)
+        to: Option<u32>,
+    ) -> Result<Placement, CatalogError> {
+        catalog.roll_back_function_alias(tenant, name, alias, to, OffsetDateTime::now_utc())
+    }
+
+    fn place_json(placement: &Placement) -> Value {
+        let mut json = target_json(&placement.target);
+        json["models"] = json!(*placement.models);
+        json
     }
 
     fn delete_alias(

@@ -44,6 +44,10 @@ use crate::{
 use auth::Caller;
 use resource::Resource;
 
+/// Marks an answer of a function, which is no error of ours whatever its status.
+#[derive(Debug, Clone, Copy)]
+struct TheirAnswer;
+
 type Reply = Result<Response, Problem>;
 
 /// Every route but those under `/fn/`.
@@ -133,6 +137,9 @@ fn problem_of(response: &Response) -> Option<Problem> {
     if let Some(problem) = response.extensions().get::<Problem>() {
         return Some(problem.clone());
     }
+    if response.extensions().get::<TheirAnswer>().is_some() {
+        return None;
+    }
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
         return None;
@@ -158,9 +165,9 @@ impl IntoResponse for Problem {
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let (status, text) = match app.is_draining() {
-        false => (StatusCode::OK, "ready"),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    let (status, text) = match app.is_ready() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
     (status, axum::Json(serde_json::json!({ "status": text }))).into_response()
 }

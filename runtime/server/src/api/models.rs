@@ -1,9 +1,6 @@
 //! `/api/v1/models`: what is particular to models, and uploading and granting them.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Json,
@@ -12,8 +9,8 @@ use axum::{
 };
 use http::StatusCode;
 use sandpiper_control::{
-    Catalog, CatalogError, ModelEntry, ModelGrants, ModelVersion, NewModel, PutOutcome, Retention,
-    Target, Tenant, Versions,
+    AliasChange, Catalog, CatalogError, ModelEntry, ModelGrants, ModelVersion, NewModel, Placement,
+    PutOutcome, Tenant, Versions,
 };
 use sandpiper_domain::{AliasName, Model, ModelKey, ModelName, ModelOptions, Scope, TenantName};
 use sandpiper_inference::ModelSpec;
@@ -30,7 +27,7 @@ use super::{
     profile,
     resource::{Resource, find, subject},
     upload,
-    versions::{aliases_of, timestamp},
+    versions::{RetentionBody, aliases_of, retention_json, timestamp},
 };
 use crate::{app::App, respond::Problem};
 
@@ -104,9 +101,14 @@ impl Resource for ModelEntry {
         tenant: &TenantName,
         name: &ModelName,
         alias: &AliasName,
-        target: Target,
+        change: AliasChange,
     ) -> Result<(), CatalogError> {
-        catalog.set_model_alias(tenant, name, alias, target)
+        if change.sticky.is_some() || change.force {
+            let text = "`sticky` and `force` are for the aliases of functions";
+            return Err(CatalogError::Invalid(text.to_owned()));
+        }
+        let now = OffsetDateTime::now_utc();
+        catalog.set_model_alias(tenant, name, alias, change.target, now)
     }
 
     fn roll_back(
@@ -114,8 +116,13 @@ impl Resource for ModelEntry {
         tenant: &TenantName,
         name: &ModelName,
         alias: &AliasName,
-    ) -> Result<Target, CatalogError> {
-        catalog.roll_back_model_alias(tenant, name, alias)
+        to: Option<u32>,
+    ) -> Result<Placement, CatalogError> {
+        if to.is_some() {
+            let text = "`to` is for the aliases of functions; point the alias at the version";
+            return Err(CatalogError::Invalid(text.to_owned()));
+        }
+        catalog.roll_back_model_alias(tenant, name, alias, OffsetDateTime::now_utc())
     }
 
     fn delete_alias(
@@ -124,7 +131,7 @@ impl Resource for ModelEntry {
         name: &ModelName,
         alias: &AliasName,
     ) -> Result<(), CatalogError> {
-        catalog.delete_model_alias(tenant, name, alias)
+        catalog.delete_model_alias(tenant, name, alias, OffsetDateTime::now_utc())
     }
 }
 
@@ -133,14 +140,6 @@ fn grants_json(grants: &ModelGrants) -> Value {
         ModelGrants::None => json!([]),
         ModelGrants::All => json!("*"),
         ModelGrants::Tenants(tenants) => json!(tenants),
-    }
-}
-
-fn retention_json(retention: &Retention) -> Value {
-    match retention {
-        Retention::Tier => json!({}),
-        Retention::Latest(count) => json!({ "latest": count }),
-        Retention::Versions(numbers) => json!({ "versions": numbers }),
     }
 }
 
@@ -178,6 +177,8 @@ async fn upload_model(
     });
     let loaded = app.inference.inspect_for(&tenant.name, spec.await?).await?;
     if options.pinned {
+        // What has been deleted meanwhile, or is pointed at no more, holds no pin.
+        app.unpin_models();
         app.inference.may_pin(&loaded, &tenant.name, &name)?;
     }
     let (owner, model, now) = (tenant.name.clone(), name.clone(), OffsetDateTime::now_utc());
@@ -216,14 +217,6 @@ async fn upload_model(
     Ok((status, Json(model.version_json(&app, &tenant.name, version))).into_response())
 }
 
-/// `{"latest": 3}` or `{"versions": [1, 4]}`; neither is what the tier allows.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RetentionBody {
-    latest: Option<u32>,
-    versions: Option<BTreeSet<u32>>,
-}
-
 pub(super) async fn retain(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -231,13 +224,7 @@ pub(super) async fn retain(
     request: Request,
 ) -> Reply {
     let (tenant, model) = find::<ModelEntry>(&app, &caller, Scope::Delete, &name)?;
-    let body = upload::json::<RetentionBody>(request).await?;
-    let retention = match (body.latest, body.versions) {
-        (None, None) => Retention::Tier,
-        (Some(count), None) => Retention::Latest(count),
-        (None, Some(numbers)) => Retention::Versions(numbers),
-        _ => return Err(Problem::bad_request("give either `latest` or `versions`")),
-    };
+    let retention = upload::json::<RetentionBody>(request).await?.retention()?;
     let mut body = json!({ "name": model.name, "retention": retention_json(&retention) });
     let work =
         move |app: &App| app.catalog.set_model_retention(&tenant.name, &model.name, retention);

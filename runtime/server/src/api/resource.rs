@@ -8,7 +8,7 @@ use axum::{
     response::IntoResponse,
 };
 use http::StatusCode;
-use sandpiper_control::{Catalog, CatalogError, Target, Tenant, Versions};
+use sandpiper_control::{AliasChange, Catalog, CatalogError, Placement, Tenant, Versions};
 use sandpiper_domain::{AliasName, Scope, TenantName};
 use serde_json::{Value, json};
 
@@ -17,7 +17,10 @@ use super::{
     auth::Caller,
     deployments::Subject,
     upload,
-    versions::{TargetBody, alias_name, aliases_json, live_version, target_json, version_number},
+    versions::{
+        AliasBody, RollbackBody, alias_name, aliases_json, live_version, target_json,
+        version_number,
+    },
 };
 use crate::{app::App, respond::Problem};
 
@@ -64,14 +67,19 @@ pub(super) trait Resource: Send + Sync + Sized + 'static {
         tenant: &TenantName,
         name: &Self::Name,
         alias: &AliasName,
-        target: Target,
+        change: AliasChange,
     ) -> Result<(), CatalogError>;
     fn roll_back(
         catalog: &Catalog,
         tenant: &TenantName,
         name: &Self::Name,
         alias: &AliasName,
-    ) -> Result<Target, CatalogError>;
+        to: Option<u32>,
+    ) -> Result<Placement, CatalogError>;
+    /// Where an alias points.
+    fn place_json(placement: &Placement) -> Value {
+        target_json(&placement.target)
+    }
     fn delete_alias(
         catalog: &Catalog,
         tenant: &TenantName,
@@ -197,11 +205,11 @@ pub(super) async fn set_alias<R: Resource>(
 ) -> Reply {
     let (tenant, resource) = find::<R>(&app, &caller, R::SCOPE, &name)?;
     let alias = alias_name(&alias)?;
-    let target = upload::json::<TargetBody>(request).await?.target()?;
-    let mut body = target_json(&target);
+    let change = upload::json::<AliasBody>(request).await?.change()?;
+    let mut body = target_json(&change.target);
     body["alias"] = alias.to_string().into();
     let work =
-        move |app: &App| R::set_alias(&app.catalog, &tenant.name, resource.name(), &alias, target);
+        move |app: &App| R::set_alias(&app.catalog, &tenant.name, resource.name(), &alias, change);
     app.blocking(work).await??;
     Ok(Json(body).into_response())
 }
@@ -210,11 +218,13 @@ pub(super) async fn roll_back<R: Resource>(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path((name, alias)): Path<(String, String)>,
+    request: Request,
 ) -> Reply {
     let (tenant, resource) = find::<R>(&app, &caller, R::SCOPE, &name)?;
     let of = alias_name(&alias)?;
-    let work = move |app: &App| R::roll_back(&app.catalog, &tenant.name, resource.name(), &of);
-    let mut body = target_json(&app.blocking(work).await??);
+    let to = upload::json::<RollbackBody>(request).await?.to;
+    let work = move |app: &App| R::roll_back(&app.catalog, &tenant.name, resource.name(), &of, to);
+    let mut body = R::place_json(&app.blocking(work).await??);
     body["alias"] = alias.into();
     Ok(Json(body).into_response())
 }

@@ -1,14 +1,14 @@
 //! What functions and models have in common: versions, aliases, and how they look in JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use sandpiper_control::{Target, Versions};
+use sandpiper_control::{Alias, AliasChange, Retention, Sticky, Target, Versions};
 use sandpiper_domain::AliasName;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::respond::Problem;
+use crate::{respond::Problem, sticky};
 
 /// `?activate=false` leaves `live` where it is; `?wait=false` answers before the version is ready.
 #[derive(Debug, Deserialize)]
@@ -24,21 +24,69 @@ fn yes() -> bool {
     true
 }
 
-/// `{"version": 3}` or `{"weights": {"3": 90, "4": 10}}`.
+/// `{"version": 3}` or `{"weights": {"3": 90, "4": 10}}`; for a function also `"sticky": {"header": "x-user"}`,
+/// `{"cookie": "group"}` or null, and `"force": true`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TargetBody {
+pub(super) struct AliasBody {
     version: Option<u32>,
     weights: Option<BTreeMap<u32, u32>>,
+    #[serde(default, deserialize_with = "present")]
+    sticky: Option<Option<Sticky>>,
+    #[serde(default)]
+    force: bool,
 }
 
-impl TargetBody {
-    pub(super) fn target(self) -> Result<Target, Problem> {
-        match (self.version, self.weights) {
-            (Some(version), None) => Ok(Target::Version(version)),
-            (None, Some(weights)) => Ok(Target::Weights(weights)),
-            _ => Err(Problem::bad_request("give either `version` or `weights`")),
+/// Null is something else than nothing.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl AliasBody {
+    pub(super) fn change(self) -> Result<AliasChange, Problem> {
+        let target = match (self.version, self.weights) {
+            (Some(version), None) => Target::Version(version),
+            (None, Some(weights)) => Target::Weights(weights),
+            _ => return Err(Problem::bad_request("give either `version` or `weights`")),
+        };
+        if let Some(Some(sticky)) = &self.sticky {
+            sticky::check(sticky)?;
         }
+        Ok(AliasChange { target, sticky: self.sticky, force: self.force })
+    }
+}
+
+/// Back to where it was, or to where it last was `to`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RollbackBody {
+    pub(super) to: Option<u32>,
+}
+
+/// `{"latest": 3}` or `{"versions": [1, 4]}`; neither is what the tier allows.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RetentionBody {
+    latest: Option<u32>,
+    versions: Option<BTreeSet<u32>>,
+}
+
+impl RetentionBody {
+    pub(super) fn retention(self) -> Result<Retention, Problem> {
+        match (self.latest, self.versions) {
+            (None, None) => Ok(Retention::Tier),
+            (Some(count), None) => Ok(Retention::Latest(count)),
+            (None, Some(numbers)) => Ok(Retention::Versions(numbers)),
+            _ => Err(Problem::bad_request("give either `latest` or `versions`")),
+        }
+    }
+}
+
+pub(super) fn retention_json(retention: &Retention) -> Value {
+    match retention {
+        Retention::Tier => json!({}),
+        Retention::Latest(count) => json!({ "latest": count }),
+        Retention::Versions(numbers) => json!({ "versions": numbers }),
     }
 }
 
@@ -58,22 +106,28 @@ pub(super) fn target_json(target: &Target) -> Value {
 }
 
 pub(super) fn aliases_json<V>(versions: &Versions<V>) -> Value {
-    let aliases = versions.aliases();
-    aliases.map(|(name, alias)| (name.to_string(), target_json(&alias.target))).collect()
+    let to_json = |alias: &Alias| {
+        let mut json = target_json(alias.target());
+        if let Some(sticky) = &alias.sticky {
+            json["sticky"] = json!(sticky);
+        }
+        json
+    };
+    versions.aliases().map(|(name, alias)| (name.to_string(), to_json(alias))).collect()
 }
 
 /// The aliases that point at one version, wholly or in part.
 pub(super) fn aliases_of<V>(versions: &Versions<V>, version: u32) -> Vec<String> {
     versions
         .aliases()
-        .filter(|(_, alias)| alias.target.versions().contains(&version))
+        .filter(|(_, alias)| alias.target().versions().contains(&version))
         .map(|(name, _)| name.to_string())
         .collect()
 }
 
 /// The version that `live` points at; the first of them when it splits.
 pub(super) fn live_version<V>(versions: &Versions<V>) -> Option<u32> {
-    versions.alias(&AliasName::live())?.target.versions().first().copied()
+    versions.alias(&AliasName::live())?.target().versions().first().copied()
 }
 
 pub(super) fn timestamp(at: OffsetDateTime) -> String {

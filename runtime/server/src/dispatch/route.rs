@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, LazyLock};
 
-use http::{Request, Uri};
+use http::{HeaderValue, Request, Uri};
 use hyper::body::Incoming;
 use sandpiper_control::{Found, FunctionVersion, KeyError, Principal};
 use sandpiper_domain::{Auth, Grant, Scope, Selector};
 use time::OffsetDateTime;
 
 use super::{PREFIX, bearer};
-use crate::{app::App, functions::FunctionRuntime, respond::Problem};
+use crate::{app::App, functions::FunctionRuntime, respond::Problem, sticky};
 
 /// `/fn/{tenant}/{function}[@{alias|version}]/{path…}`, taken apart.
 ///
@@ -46,6 +46,8 @@ pub(super) struct Target {
     pub(super) rest: usize,
     /// The caller's `Authorization` is ours and not for the function to see.
     pub(super) strip_key: bool,
+    /// What keeps the caller on this version from now on.
+    pub(super) cookie: Option<HeaderValue>,
 }
 
 /// Finds the function and checks that the caller may invoke it.
@@ -53,12 +55,17 @@ pub(super) fn find(app: &App, request: &Request<Incoming>) -> Result<Target, Pro
     let route = Route::parse(request.uri());
     let bearer = bearer(request.headers())?;
     let now = OffsetDateTime::now_utc;
+    let mut cookie = None;
     let snapshot = app.catalog.snapshot();
     let found = route.as_ref().and_then(|route| {
         static LIVE: LazyLock<Selector> = LazyLock::new(Selector::default);
         let selector = route.selector.as_ref().unwrap_or(&LIVE);
-        let found =
-            snapshot.find_function(route.tenant, route.function, selector, rand::random())?;
+        let (tenant, name) = (route.tenant, route.function);
+        let found = snapshot.find_function(tenant, name, selector, |alias| {
+            let picked = sticky::pick(alias, tenant, name, request.headers());
+            cookie = picked.1;
+            picked.0
+        })?;
         Some((found, route.rest))
     });
     let is_public = found.is_some_and(|(found, _)| found.version.manifest.auth == Auth::Public);
@@ -72,7 +79,16 @@ pub(super) fn find(app: &App, request: &Request<Incoming>) -> Result<Target, Pro
     let (Found { tenant, version, grant }, rest) = found.ok_or_else(Problem::not_found)?;
     let runtime =
         app.functions.get(&tenant.name, &version.manifest.name, version, || app.admission(tenant));
-    Ok(Target { version: version.clone(), grant: grant.clone(), runtime, rest, strip_key })
+    Ok(Target { version: version.clone(), grant: grant.clone(), runtime, rest, strip_key, cookie })
+}
+
+/// Checks the caller of a request that is to become a job, and gives the version it asks for. Whoever has no key could
+/// never fetch the result, so that one is needed for public functions too.
+pub(super) fn caller_of_job(app: &App, request: &Request<Incoming>) -> Result<Selector, Problem> {
+    let route = Route::parse(request.uri());
+    let key = bearer(request.headers())?.ok_or_else(Problem::no_key)?;
+    check_caller(app.catalog.find_key(key, OffsetDateTime::now_utc())?, route.as_ref())?;
+    Ok(route.and_then(|route| route.selector).unwrap_or_default())
 }
 
 fn check_caller(principal: Principal, route: Option<&Route<'_>>) -> Result<(), Problem> {

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use sandpiper_control::FunctionVersion;
-use sandpiper_domain::{Band, Fault, Grant, Lane, Mode, Share, TenantName, Unmetered, Usage};
+use sandpiper_domain::{Band, Fault, Grant, Lane, Mode, Share, TenantName, Usage};
 use sandpiper_sandbox::{FunctionCode, Invocation, Keeper, Observer, Outcome, Source};
 
 use crate::{
-    admission::Permit,
+    admission::Entry,
     app::App,
     edge::EdgeBody,
     fleet::Running,
@@ -46,9 +46,9 @@ where
     let began = Instant::now();
     let Work { version, grant, runtime, lane, request_id } = work;
     let waiting = runtime.fleet.wait();
-    let permits = Arc::new(runtime.tenant.enter(&runtime.gate).await?);
+    let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
     drop(waiting);
-    let (running, ready) = Running::begin(&runtime, &grant, Arc::new(Unmetered));
+    let (running, ready) = Running::begin(&runtime, &grant, entry.clone());
     let source = match ready {
         Some(sandbox) => Source::Ready(sandbox),
         None => Source::Fresh(code(app, &runtime, &version).await?),
@@ -62,8 +62,7 @@ where
         Lane::Interactive | Lane::Job => grant.tenant.share(),
     };
     let access = app.settings.access_log.then(|| Access::of(&grant, &version, &request_id));
-    let observer =
-        Box::new(End { running: running.clone(), began, access, _permits: permits.clone() });
+    let observer = Box::new(End { running: running.clone(), began, access, _entry: entry.clone() });
     let invocation = Invocation {
         grant,
         log: runtime.log.clone(),
@@ -78,10 +77,13 @@ where
         // Not the last word of any exchange, and no function may switch protocols.
         return Err(Fault::NoResponse.into());
     }
+    if response.status().is_server_error() {
+        runtime.window.failed();
+    }
     // This header is ours to set.
     response.headers_mut().remove(ERROR_HEADER);
     // The places are kept until the client has the whole response, which is in memory until then.
-    Ok(response.map(|body| EdgeBody::Guest { body, _places: permits }))
+    Ok(response.map(|body| EdgeBody::Guest { body, _places: entry }))
 }
 
 /// The function's code; it compiled when it was deployed, so that a failure is the node's.
@@ -106,7 +108,7 @@ struct End {
     running: Arc<Running>,
     began: Instant,
     access: Option<Access>,
-    _permits: Arc<[Permit; 2]>,
+    _entry: Arc<Entry>,
 }
 
 /// What an access line tells besides the outcome.
@@ -129,7 +131,9 @@ impl Access {
 impl Observer for End {
     fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
         let took = self.began.elapsed();
-        self.running.runtime().metrics.record(outcome, &usage, took);
+        let runtime = self.running.runtime();
+        runtime.metrics.record(outcome, &usage, took);
+        runtime.window.record(outcome, took);
         self.running.end(match outcome {
             Outcome::Completed => "served_out",
             Outcome::Cancelled => "cancelled",

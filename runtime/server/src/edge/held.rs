@@ -2,9 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -12,16 +10,15 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::STALL_TIMEOUT;
+use super::{STALL_TIMEOUT, Unread, Watched};
 use crate::oip::Place;
 
 /// What is handed to the connection at once. What waits there is beyond recall.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// An answer that gives up its bytes and its place where nobody reads on: a client of HTTP/2 can leave its window shut,
-/// and then nothing below this asks for more, or complains.
+/// An answer that gives up its bytes and its place where nobody reads on.
 pub(crate) struct Held {
-    content: Arc<Mutex<Option<Content>>>,
+    content: Watched<Content>,
     left: u64,
     trailers: Option<HeaderMap>,
 }
@@ -32,10 +29,16 @@ struct Content {
     _place: Place,
 }
 
+impl Unread for Content {
+    fn unread_since(&self) -> Option<Instant> {
+        Some(self.moved)
+    }
+}
+
 /// The client left the answer unread for too long.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer was left unread")]
-struct Unread;
+struct LeftUnread;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -43,28 +46,7 @@ impl Held {
     pub(super) fn new(bytes: Bytes, place: Place, trailers: Option<HeaderMap>) -> Self {
         let left = bytes.len() as u64;
         let content = Content { bytes, moved: Instant::now(), _place: place };
-        let content = Arc::new(Mutex::new(Some(content)));
-        tokio::spawn(watch(content.clone(), STALL_TIMEOUT));
-        Held { content, left, trailers }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-/// Ends when the content is gone, and takes it away where it does not move.
-async fn watch(content: Arc<Mutex<Option<Content>>>, stall: Duration) {
-    loop {
-        tokio::time::sleep(stall / 4).await;
-        let mut content = content.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*content {
-            None => return,
-            Some(held) if held.moved.elapsed() < stall => {}
-            Some(_) => *content = None,
-        }
+        Held { content: Watched::new(content, STALL_TIMEOUT), left, trailers }
     }
 }
 
@@ -79,12 +61,11 @@ impl Body for Held {
         if self.left == 0 {
             return Poll::Ready(self.trailers.take().map(|map| Ok(Frame::trailers(map))));
         }
-        let chunk = {
-            let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(held) = &mut *content else { return Poll::Ready(Some(Err(Unread.into()))) };
-            held.moved = Instant::now();
-            held.bytes.split_to(held.bytes.len().min(CHUNK_BYTES))
-        };
+        let chunk = self.content.with(|content| {
+            content.moved = Instant::now();
+            content.bytes.split_to(content.bytes.len().min(CHUNK_BYTES))
+        });
+        let Some(chunk) = chunk else { return Poll::Ready(Some(Err(LeftUnread.into()))) };
         self.left -= chunk.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }

@@ -1,4 +1,5 @@
-//! Sockets and connections: accept, guard, speak HTTP/1.1 or HTTP/2, drain.
+//! Sockets and connections: accept, guard, speak HTTP/1.1 or HTTP/2. [`lifetime`] says when, and [`successor`] who is
+//! next.
 
 use std::{
     convert::Infallible,
@@ -11,8 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
-use http::{HeaderValue, Request, Response, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -21,22 +21,26 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    signal::unix::{SignalKind, signal},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
 mod body;
 mod guard;
 mod held;
+mod lifetime;
 mod pace;
+mod successor;
+mod watched;
 
 pub(crate) use body::EdgeBody;
+pub use lifetime::Ended;
+pub(crate) use lifetime::{Phase, serve};
 pub(crate) use pace::{Paced, TooSlow};
+pub(crate) use watched::{Unread, Watched};
 
 use crate::{
     api,
     app::App,
-    config::ServeOptions,
     dispatch, oip,
     respond::{ERROR_HEADER, Problem, REQUEST_ID},
 };
@@ -44,11 +48,14 @@ use crate::{
 /// How long a client may take for its request's head, and for the first bytes that tell its protocol.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may leave a response unread. What it does not read stays in memory.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The head of an HTTP/1.1 request, and what hyper buffers of a body beyond it.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const H2_HEADER_BYTES_MAX: u32 = 16 * 1024;
 const H2_STREAMS_MAX: u32 = 200;
+/// How much of a body that nobody reads a client may send over HTTP/2: for one stream, and for all of a connection.
+const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// Who is at the other end of a connection.
 pub(crate) struct Peer {
@@ -69,65 +76,11 @@ impl Peer {
     }
 }
 
-/// Serves until told to stop, then drains.
-pub(crate) async fn serve(app: Arc<App>, options: ServeOptions) -> anyhow::Result<()> {
-    let listener = bind(options.listen).await?;
-    let address = listener.local_addr()?;
-    if let Some(metrics) = options.metrics_listen {
-        let listener = bind(metrics).await?;
-        tokio::spawn(serve_metrics(listener, app.clone()));
-    }
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tracing::info!(%address, "listening");
-    if let Some(on_ready) = options.on_ready {
-        on_ready(address);
-    }
-    let graceful = GracefulShutdown::new();
-    let server = Server::new(app.clone());
-    let connections = Arc::new(Semaphore::new(app.settings.connections_max));
-    loop {
-        // The place comes before the accept: at the limit, new clients wait in the kernel's queue.
-        let accepted = async {
-            let permit = connections.clone().acquire_owned().await.map_err(io::Error::other)?;
-            listener.accept().await.map(|(stream, peer)| (stream, peer, permit))
-        };
-        tokio::select! {
-            accepted = accepted => match accepted {
-                Ok((stream, peer, permit)) => server.connect(stream, peer, permit, &graceful),
-                // Out of file descriptors, or a client that left already: others must still be served.
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        }
-    }
-    app.drain();
-    drop(listener);
-    let drain = Duration::from_millis(app.settings.drain_ms);
-    tracing::info!(connections = graceful.count(), "draining");
-    tokio::select! {
-        _ = graceful.shutdown() => tracing::info!("drained"),
-        _ = tokio::time::sleep(drain) => tracing::warn!("requests were still running at the end of the drain"),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
-}
-
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}; is another server running there? choose another with --listen")
-    })
-}
-
 struct Server {
     app: Arc<App>,
     routes: axum::Router,
     http: auto::Builder<TokioExecutor>,
+    connections: Arc<Semaphore>,
 }
 
 impl Server {
@@ -141,10 +94,30 @@ impl Server {
             .timer(TokioTimer::new())
             .max_header_list_size(H2_HEADER_BYTES_MAX)
             .max_concurrent_streams(H2_STREAMS_MAX)
+            .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20));
         let routes = api::routes(app.clone());
-        Server { app, routes, http }
+        let connections = Arc::new(Semaphore::new(app.settings.connections_max));
+        Server { app, routes, http, connections }
+    }
+
+    /// Accepts connections for as long as it is polled.
+    async fn accept(&self, listener: &TcpListener, graceful: &GracefulShutdown) -> Infallible {
+        loop {
+            // The place comes before the accept: at the limit, new clients wait in the kernel's queue.
+            let permit = self.connections.clone().acquire_owned().await;
+            let accepted = listener.accept().await;
+            match permit.map_err(io::Error::other).and_then(|permit| Ok((permit, accepted?))) {
+                Ok((permit, (stream, peer))) => self.connect(stream, peer, permit, graceful),
+                // Out of file descriptors, or a client that left already: others must still be served.
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
     }
 
     fn connect(
@@ -189,7 +162,9 @@ async fn answer(
 ) -> Result<Response<EdgeBody>, Infallible> {
     let may_leave_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
     let path = request.uri().path();
-    let mut response = if path.starts_with(dispatch::PREFIX) {
+    let mut response = if !is_expectation_met(request.headers()) {
+        refuse_expectation(&request)
+    } else if path.starts_with(dispatch::PREFIX) {
         dispatch::answer(&app, &peer, request).await
     } else if oip::grpc::is_grpc(&request) {
         oip::grpc::answer(&app, request).await
@@ -209,6 +184,27 @@ async fn answer(
     Ok(response)
 }
 
+/// `100-continue` is the only expectation there is (RFC 9110, section 10.1.1); hyper meets it when the body
+/// is read.
+fn is_expectation_met(headers: &HeaderMap) -> bool {
+    let mut expected = headers.get_all(header::EXPECT).iter();
+    expected.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+fn refuse_expectation(request: &Request<Incoming>) -> Response<EdgeBody> {
+    let problem = Problem::new(
+        StatusCode::EXPECTATION_FAILED,
+        "expectation_failed",
+        "the request expects something else than `100-continue`",
+    );
+    let id = request_id(request);
+    let mut response = problem.hint("leave the header Expect out").into_response(&id);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
 /// The id that the client gave, if it can be a header and a log field without harm, or a new one.
 pub(crate) fn request_id(request: &Request<Incoming>) -> Arc<str> {
     let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
@@ -223,7 +219,7 @@ pub(crate) fn request_id(request: &Request<Incoming>) -> Arc<str> {
 }
 
 /// Metrics for a scraper inside the operator's network, without a key.
-async fn serve_metrics(listener: TcpListener, app: Arc<App>) {
+async fn serve_metrics(listener: Arc<TcpListener>, app: Arc<App>) {
     let scrapes = Arc::new(Semaphore::new(16));
     loop {
         let Ok(permit) = scrapes.clone().acquire_owned().await else { return };

@@ -1,6 +1,9 @@
 //! Who calls, and on behalf of which tenant.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sandpiper_control::{KeyError, Principal, Tenant};
 use sandpiper_domain::{ModelScope, Scope, ScopeSet};
@@ -68,8 +71,14 @@ impl Caller {
     /// the answer is sent. What scope it needs is for what it does to say.
     pub(crate) async fn enter_reading(&self, app: &App) -> Result<Place, OipError> {
         let admission = app.admission(&self.tenant);
-        let permit = admission.enter_inference().await?;
-        Ok(Place::take(permit, admission)?)
+        let entry = admission.enter_inference().await?;
+        Ok(Place::take(entry, admission)?)
+    }
+
+    /// When a request that came at `began` must be answered, where it says so and where it does not.
+    pub(crate) fn deadline(&self, began: Instant, timeout: Option<Duration>) -> Instant {
+        let limit = Duration::from_millis(self.tenant.sandbox.wall_ms);
+        began + timeout.map_or(limit, |timeout| timeout.min(limit))
     }
 
     /// The longest request body, in bytes.
@@ -86,11 +95,6 @@ impl From<KeyError> for OipError {
 
 impl From<Refusal> for OipError {
     fn from(refusal: Refusal) -> Self {
-        let text = match refusal {
-            Refusal::Rate => "the tenant sends requests faster than its limit",
-            Refusal::QueueFull => "as many requests run and wait as the tenant's limits allow",
-            Refusal::Waited => "the request waited too long for its turn",
-        };
-        OipError::TooManyRequests(text.to_owned())
+        OipError::TooManyRequests(refusal.cause.text().to_owned())
     }
 }

@@ -1,10 +1,12 @@
 //! What a request holds from when it is let in until its answer is gone, and where the long work on its bytes is done.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::OipError;
 use crate::{
-    admission::{Permit, TenantAdmission},
+    admission::{Entry, TenantAdmission},
     app::App,
     budget::{Charge, FLOOR_BYTES, NoRoom},
 };
@@ -14,15 +16,15 @@ pub(crate) const INLINE_BYTES_MAX: usize = 128 * 1024;
 
 /// A place in the tenant's gate, and the bytes that the request and its answer take.
 pub(crate) struct Place {
-    _permit: Permit,
+    _entry: Entry,
     pub(super) charge: Charge,
     admission: Arc<TenantAdmission>,
 }
 
 impl Place {
-    pub(super) fn take(permit: Permit, admission: Arc<TenantAdmission>) -> Result<Self, NoRoom> {
+    pub(super) fn take(entry: Entry, admission: Arc<TenantAdmission>) -> Result<Self, NoRoom> {
         let charge = admission.bytes.charge(FLOOR_BYTES)?;
-        Ok(Place { _permit: permit, charge, admission })
+        Ok(Place { _entry: entry, charge, admission })
     }
 
     /// Lets the next one in, while the answer still takes its bytes.
@@ -50,22 +52,66 @@ impl From<NoRoom> for OipError {
 }
 
 /// Work on the bytes of a request. Where it takes long it goes to a thread that may, and of those there are as many at
-/// once as the node has cores, half of them at most for one tenant. The place goes along: what a client that leaves has
-/// begun still takes its memory until it is done.
+/// once as the node has cores, half of them at most for one tenant. Nobody waits for one beyond the deadline. The place
+/// goes along: what a client that leaves has begun still takes its memory until it is done.
 pub(super) async fn apart_if<T: Send + 'static>(
     app: &App,
     mut place: Place,
+    deadline: Instant,
     is_long: bool,
     work: impl FnOnce(&mut Place) -> Result<T, OipError> + Send + 'static,
 ) -> Result<(T, Place), OipError> {
     if !is_long {
         return Ok((work(&mut place)?, place));
     }
-    let own = place.admission.parsers.clone().acquire_owned().await.map_err(OipError::internal)?;
-    let whole = app.parsers.clone().acquire_owned().await.map_err(OipError::internal)?;
+    let turn = turn([&place.admission.parsers, &app.parsers], deadline).await?;
     let work = move || {
-        let _turn = (own, whole);
+        let _turn = turn;
         Ok((work(&mut place)?, place))
     };
     tokio::task::spawn_blocking(work).await.map_err(OipError::internal)?
+}
+
+/// A permit of each, in this order.
+async fn turn(
+    of: [&Arc<Semaphore>; 2],
+    deadline: Instant,
+) -> Result<[OwnedSemaphorePermit; 2], OipError> {
+    let permits = async {
+        let [own, whole] = of.map(Arc::clone);
+        let own = own.acquire_owned().await.map_err(OipError::internal)?;
+        Ok([own, whole.acquire_owned().await.map_err(OipError::internal)?])
+    };
+    // Permits that are free are had at the first poll, before the clock is asked.
+    tokio::time::timeout_at(deadline.into(), permits).await.map_err(|_| {
+        let text = "the deadline passed while the request waited for its turn to be read or its answer to be written; \
+                    send less at once, or with more time";
+        OipError::DeadlineExceeded(text.to_owned())
+    })?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_turn_beyond_the_deadline() {
+        let [own, whole] = [1, 1].map(|permits| Arc::new(Semaphore::new(permits)));
+        let passed = Instant::now();
+        let soon = || Instant::now() + Duration::from_millis(5);
+        let late = Instant::now() + Duration::from_secs(600);
+        let first = turn([&own, &whole], passed).await.unwrap();
+        let refused = turn([&own, &whole], soon()).await.map(drop);
+        assert!(matches!(refused, Err(OipError::DeadlineExceeded(_))), "{refused:?}");
+        // One that waits for the node's has its tenant's, and gives it back.
+        let other = Arc::new(Semaphore::new(1));
+        let refused = turn([&other, &whole], soon()).await.map(drop);
+        assert!(matches!(refused, Err(OipError::DeadlineExceeded(_))), "{refused:?}");
+        assert_eq!(other.available_permits(), 1);
+        let waiting = tokio::spawn(async move { turn([&own, &whole], late).await.map(drop) });
+        drop(first);
+        assert_eq!(waiting.await.unwrap(), Ok(()));
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sandpiper_control::{ModelEntry, Target};
+use sandpiper_control::ModelEntry;
 use sandpiper_domain::{AliasName, InferenceError, ModelKey, ModelRef, Scope, Selector};
 
 use super::{Caller, OipError, service::reference};
@@ -200,5 +200,5 @@ fn versions_to_load(model: &ModelEntry, selector: Option<Selector>) -> Vec<u32> 
         Some(Selector::Alias(alias)) => alias,
         None => AliasName::live(),
     };
-    model.versions.alias(&alias).map(|alias| Target::versions(&alias.target)).unwrap_or_default()
+    model.versions.alias(&alias).map(|alias| alias.target().versions()).unwrap_or_default()
 }

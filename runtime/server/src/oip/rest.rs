@@ -25,7 +25,7 @@ use super::{
     request, response,
     response::{Format, Written},
     route::{Route, Verb},
-    service::{self, InferCall},
+    service::{self, InferAnswer, InferCall},
 };
 use crate::{
     api,
@@ -196,7 +196,7 @@ impl Exchange<'_> {
     }
 
     fn ready(&self) -> Response<EdgeBody> {
-        let is_ready = !self.app.is_draining();
+        let is_ready = self.app.is_ready();
         let mut response = document(&json!({ "ready": is_ready }));
         if !is_ready {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -249,9 +249,10 @@ impl Exchange<'_> {
         make: impl FnOnce(&App, &Caller) -> Result<Value, OipError> + Send + 'static,
     ) -> Reply {
         let place = caller.enter_reading(self.app).await?;
+        let deadline = caller.deadline(self.began, None);
         let (app, caller) = (self.app.clone(), caller.clone());
         let make = move |_: &mut Place| Ok(make(&app, &caller)?.to_string());
-        let (text, place) = apart_if(self.app, place, true, make).await?;
+        let (text, place) = apart_if(self.app, place, deadline, true, make).await?;
         let kind = HeaderValue::from_static("application/json");
         let mut response = Response::new(EdgeBody::held(text.into(), place, None));
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -346,7 +347,9 @@ impl Exchange<'_> {
             charge.shrink((body.len() + tensors) as u64);
             Ok(request)
         };
-        let (request, place) = apart_if(self.app, place, is_long, read).await?;
+        let deadline = caller.deadline(self.began, None);
+        let (request, place) = apart_if(self.app, place, deadline, is_long, read).await?;
+        let deadline = caller.deadline(self.began, request.timeout);
         let call = InferCall {
             request_id: self.request_id.clone(),
             began: self.began,
@@ -355,14 +358,24 @@ impl Exchange<'_> {
             timeout: request.timeout,
             priority: request.priority,
         };
-        let answer = service::infer_resolved(self.app, caller, found, call).await?;
+        let answer = service::infer(self.app, caller, found, call).await?;
         let format = Format {
             id: request.id,
             outputs: request.outputs,
             binary_by_default: request.binary_by_default,
         };
+        self.written(answer, format, Encoding::for_response(&parts.headers), deadline, place).await
+    }
+
+    async fn written(
+        &self,
+        answer: InferAnswer,
+        format: Format,
+        encoding: Option<Encoding>,
+        deadline: Instant,
+        place: Place,
+    ) -> Reply {
         let bytes = answer.bytes();
-        let encoding = Encoding::for_response(&parts.headers);
         let is_long =
             bytes > INLINE_BYTES_MAX || (encoding.is_some() && bytes > compress::BYTES_MIN);
         let write = move |place: &mut Place| {
@@ -371,7 +384,8 @@ impl Exchange<'_> {
             place.charge.shrink(written.0.body.len() as u64);
             Ok(written)
         };
-        let ((written, encoding), place) = apart_if(self.app, place, is_long, write).await?;
+        let ((written, encoding), place) =
+            apart_if(self.app, place, deadline, is_long, write).await?;
         Ok(inference(written, encoding, place))
     }
 }

@@ -174,20 +174,9 @@ pub(crate) fn model_ready(
     Ok(app.models.check_ready(&found.key)?)
 }
 
-/// Runs one inference. The caller has been let in: see [`Caller::enter`]. Dropping the future cancels the call.
+/// Runs one inference of a model that was looked up. The caller has been let in: see [`Caller::enter`]. Dropping the
+/// future cancels the call.
 pub(crate) async fn infer(
-    app: &App,
-    caller: &Caller,
-    name: &str,
-    version: Option<&str>,
-    call: InferCall,
-) -> Result<InferAnswer, OipError> {
-    let found = resolve(app, caller, name, version)?;
-    infer_resolved(app, caller, found, call).await
-}
-
-/// The same, for a model that was looked up before.
-pub(crate) async fn infer_resolved(
     app: &App,
     caller: &Caller,
     found: NamedModel,
@@ -211,8 +200,7 @@ async fn run(
     let InferCall { began, inputs, outputs: wanted, timeout, priority, .. } = call;
     let NamedModel { name: model_name, model: found } = found;
     check_wanted(&wanted, &found)?;
-    let limit = Duration::from_millis(caller.tenant.sandbox.wall_ms);
-    let deadline = began + timeout.map_or(limit, |timeout| timeout.min(limit));
+    let deadline = caller.deadline(began, timeout);
     let model_version = found.key.version;
     let batch_with_others =
         app.catalog.snapshot().batches_with_others(&found.key, &caller.tenant.name);

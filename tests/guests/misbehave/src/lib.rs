@@ -7,6 +7,8 @@
 //! | `io` | `/echo` `/body-size` `/stream` `/big` `/log` `/log-empty` `/env` `/random` `/clock` |
 //! | `reach` | `/egress` `/sockets` `/fs` |
 //! | `nn` | `/tensor` `/slow-infer` |
+//! | `flow` | `/pipe` `/drain` `/sse` `/trailers` `/late` `/slow-read` |
+//! | `job` | `/job` |
 //! | here | `/ok` `/counter` |
 
 mod end;
@@ -68,12 +70,21 @@ impl wasip2::exports::http::incoming_handler::Guest for Misbehave {
             "/random" => io::random(exchange),
             "/clock" => io::clock(exchange),
 
+            "/pipe" => flow::pipe(exchange),
+            "/drain" => flow::drain(exchange),
+            "/sse" => flow::events(exchange, &query),
+            "/trailers" => flow::trailers(exchange, &query),
+            "/late" => flow::late(exchange),
+            "/slow-read" => flow::slow_read(exchange, &query),
+
             "/egress" => reach::egress(exchange, &query),
             "/sockets" => reach::sockets(exchange, &query),
             "/fs" => reach::fs(exchange, &query),
 
             "/tensor" => nn::tensor(exchange, &query),
             "/slow-infer" => nn::slow_infer(exchange, &query),
+
+            "/job" => job::job(exchange, &query),
 
             _ => exchange.respond(404, "text/plain", b"no such misdeed"),
         }

@@ -29,7 +29,7 @@ fn a_function_that_was_never_activated_is_not_served() {
     house.put_function(&acme(), &new, false, now()).unwrap();
     assert_eq!(house.live("f"), None);
     house
-        .set_function_alias(&acme(), &function("f"), &AliasName::live(), Target::Version(1))
+        .set_function_alias(&acme(), &function("f"), &AliasName::live(), Target::Version(1), now())
         .unwrap();
     assert_eq!(house.live("f"), Some(1));
 }
@@ -65,7 +65,7 @@ fn old_versions_make_room_and_aliased_ones_stay() {
     let house = House::new("free");
     let name = function("f");
     house.deploy("f", b"0");
-    house.set_function_alias(&acme(), &name, &alias("stable"), Target::Version(1)).unwrap();
+    house.set_function_alias(&acme(), &name, &alias("stable"), Target::Version(1), now()).unwrap();
     for number in 1..15 {
         house.deploy("f", &[number]);
     }
@@ -85,7 +85,9 @@ fn when_every_version_is_aliased_the_next_is_refused() {
     for number in 1..=10 {
         house.upload(&acme(), "m", &[number]);
         let version = Target::Version(number.into());
-        house.set_model_alias(&acme(), &name, &alias(&format!("a{number}")), version).unwrap();
+        house
+            .set_model_alias(&acme(), &name, &alias(&format!("a{number}")), version, now())
+            .unwrap();
     }
     let error = house.put_model(&acme(), &name, &house.new_model(b"x"), true, now()).unwrap_err();
     assert!(matches!(error, CatalogError::LimitReached { what: "versions", limit: 10 }));
@@ -121,7 +123,9 @@ fn a_number_is_never_used_again() {
     for bytes in [b"1", b"2", b"3"] {
         house.deploy("f", bytes);
     }
-    house.set_function_alias(&acme(), &name, &AliasName::live(), Target::Version(1)).unwrap();
+    house
+        .set_function_alias(&acme(), &name, &AliasName::live(), Target::Version(1), now())
+        .unwrap();
     house.delete_function_version(&acme(), &name, 3).unwrap();
     house.reopen();
     assert_eq!(house.deploy("f", b"4").version().version, 4);
@@ -143,19 +147,23 @@ fn aliases_move_split_and_go_back() {
     house.deploy("f", b"1");
     house.deploy("f", b"2");
     let split = Target::Weights([(1, 90), (2, 10)].into());
-    house.set_function_alias(&acme(), &name, &live, split.clone()).unwrap();
+    house.set_function_alias(&acme(), &name, &live, split.clone(), now()).unwrap();
     house.reopen();
     let snapshot = house.snapshot();
     let hits = (0..100)
         .filter(|pick| {
-            let found =
-                snapshot.find_function(acme().as_str(), name.as_str(), &Selector::default(), *pick);
+            let found = snapshot.find_function(
+                acme().as_str(),
+                name.as_str(),
+                &Selector::default(),
+                |_| *pick,
+            );
             found.unwrap().version.version == 1
         })
         .count();
     assert_eq!(hits, 90);
-    let back = house.roll_back_function_alias(&acme(), &name, &live).unwrap();
-    assert_eq!(back, Target::Version(2));
+    let back = house.roll_back_function_alias(&acme(), &name, &live, None, now()).unwrap();
+    assert_eq!(back.target, Target::Version(2));
     assert_eq!(house.live("f"), Some(2));
     house.delete_function_alias(&acme(), &name, &live).unwrap();
     assert_eq!(house.live("f"), None);
@@ -171,12 +179,12 @@ fn what_does_not_exist_is_not_found() {
         house.delete_model(&acme(), &m),
         house.delete_function_version(&acme(), &f, 1),
         house.delete_model_version(&acme(), &m, 1),
-        house.set_function_alias(&acme(), &f, &live, one.clone()),
-        house.set_model_alias(&acme(), &m, &live, one),
+        house.set_function_alias(&acme(), &f, &live, one.clone(), now()),
+        house.set_model_alias(&acme(), &m, &live, one, now()),
         house.set_model_grants(&acme(), &m, ModelGrants::All, true),
         house.delete_function(&tenant("nobody"), &f),
-        house.roll_back_model_alias(&acme(), &m, &live).map(drop),
-        house.delete_model_alias(&acme(), &m, &live),
+        house.roll_back_model_alias(&acme(), &m, &live, now()).map(drop),
+        house.delete_model_alias(&acme(), &m, &live, now()),
     ] {
         assert!(matches!(outcome, Err(CatalogError::NotFound { .. })), "{outcome:?}");
     }

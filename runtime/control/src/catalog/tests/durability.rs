@@ -36,7 +36,7 @@ fn busy_house() -> (House, KeyText) {
         house.deploy(name, b"2");
     }
     let split = Target::Weights([(1, 50), (2, 50)].into());
-    house.set_function_alias(&acme(), &function("f"), &alias("split"), split).unwrap();
+    house.set_function_alias(&acme(), &function("f"), &alias("split"), split, now()).unwrap();
     let mut new = house.new_function("f", b"component made of it");
     new.source = house.put_blob(b"core module").unwrap();
     new.manifest =

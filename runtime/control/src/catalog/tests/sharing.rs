@@ -14,7 +14,7 @@ fn two_tenants() -> House {
         house.upload(&tenant(owner), name, b"1");
         house.upload(&tenant(owner), name, b"2");
         let (owner, name) = (tenant(owner), model(name));
-        house.set_model_alias(&owner, &name, &alias("canary"), Target::Version(1)).unwrap();
+        house.set_model_alias(&owner, &name, &alias("canary"), Target::Version(1), now()).unwrap();
     }
     house
 }
@@ -127,7 +127,7 @@ fn a_new_owner_of_a_name_inherits_no_grant() {
 fn a_split_alias_is_followed() {
     let house = two_tenants();
     let split = Target::Weights([(1, 30), (2, 70)].into());
-    house.set_model_alias(&acme(), &model("digits"), &AliasName::live(), split).unwrap();
+    house.set_model_alias(&acme(), &model("digits"), &AliasName::live(), split, now()).unwrap();
     let snapshot = house.snapshot();
     let ones = (0..1_000)
         .filter(|pick| {

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::placement::HISTORY_MAX, *};
 
 fn alias(name: &str) -> AliasName {
     name.parse().unwrap()
@@ -12,6 +12,10 @@ fn numbered(count: u32) -> Versions<u32> {
         versions.add(|number| number).unwrap();
     }
     versions
+}
+
+fn back(versions: &mut Versions<u32>) -> Result<Target, CatalogError> {
+    versions.roll_back(&AliasName::live(), None, |_| true).map(|placement| placement.target)
 }
 
 fn weights(pairs: &[(u32, u32)]) -> Target {
@@ -70,11 +74,14 @@ fn a_rollback_goes_back_step_by_step() {
     for number in [1, 2, 2, 3] {
         versions.point(&live, Target::Version(number)).unwrap();
     }
-    assert_eq!(versions.roll_back(&live).unwrap(), Target::Version(2));
-    assert_eq!(versions.roll_back(&live).unwrap(), Target::Version(1));
-    assert!(matches!(versions.roll_back(&live), Err(CatalogError::Invalid(_))));
+    assert_eq!(back(&mut versions).unwrap(), Target::Version(2));
+    assert_eq!(back(&mut versions).unwrap(), Target::Version(1));
+    assert!(matches!(back(&mut versions), Err(CatalogError::Invalid(_))));
     assert!(versions.points_at(&live, 1));
-    assert!(matches!(versions.roll_back(&alias("x")), Err(CatalogError::NotFound { .. })));
+    assert!(matches!(
+        versions.roll_back(&alias("x"), None, |_| true),
+        Err(CatalogError::NotFound { .. })
+    ));
 }
 
 #[test]
@@ -85,14 +92,14 @@ fn a_rollback_steps_over_what_is_gone() {
         versions.point(&live, Target::Version(number)).unwrap();
     }
     versions.remove(2).unwrap();
-    assert_eq!(versions.roll_back(&live).unwrap(), Target::Version(3));
+    assert_eq!(back(&mut versions).unwrap(), Target::Version(3));
 }
 
 #[test]
 fn the_history_and_the_aliases_are_bounded() {
     let mut versions = numbered(2);
     let live = AliasName::live();
-    for step in 0..100 {
+    for step in 0..2 * HISTORY_MAX as u32 {
         versions.point(&live, Target::Version(1 + step % 2)).unwrap();
     }
     assert_eq!(versions.alias(&live).unwrap().history.len(), HISTORY_MAX);
@@ -110,11 +117,11 @@ fn what_an_alias_points_at_stays() {
     versions.point(&alias("canary"), weights(&[(1, 50), (3, 50)])).unwrap();
     let error = versions.remove(3).unwrap_err();
     assert_eq!(error.to_string(), "version 3 is in use: the alias `canary` points at it");
-    assert_eq!(versions.prune(3).unwrap(), [2]);
-    let error = versions.prune(2).unwrap_err();
+    assert_eq!(versions.prune(3, |_| false).unwrap(), [2]);
+    let error = versions.prune(2, |_| false).unwrap_err();
     assert!(matches!(error, CatalogError::LimitReached { what: "versions", limit: 2 }));
     versions.remove_alias(&alias("canary")).unwrap();
-    assert_eq!(versions.prune(1).unwrap(), [1, 3]);
+    assert_eq!(versions.prune(1, |_| false).unwrap(), [1, 3]);
     assert_eq!(versions.add(|number| number).map(|version| *version).unwrap(), 5);
 }
 
@@ -130,7 +137,7 @@ proptest! {
         let mut versions = numbered(2);
         versions.point(&AliasName::live(), weights(&[(1, cut), (2, 100 - cut)])).unwrap();
         let version = versions.resolve(&Selector::default(), pick).unwrap();
-        prop_assert_eq!(**version == 1, pick % 100 < cut);
+        prop_assert_eq!(**version == 2, pick % 100 < 100 - cut);
     }
 
     #[test]

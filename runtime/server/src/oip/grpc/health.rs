@@ -8,7 +8,7 @@ use tonic::Status;
 use super::message::health::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
 };
-use crate::{app::App, oip::OipError};
+use crate::{app::App, edge::Phase, oip::OipError};
 
 /// The services that there are; the empty name is the node.
 const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "grpc.health.v1.Health"];
@@ -20,7 +20,7 @@ fn response(status: ServingStatus) -> HealthCheckResponse {
 }
 
 fn now(app: &App) -> HealthCheckResponse {
-    response(if app.is_draining() { ServingStatus::NotServing } else { ServingStatus::Serving })
+    response(if app.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing })
 }
 
 pub(super) fn check(
@@ -33,7 +33,7 @@ pub(super) fn check(
     }
 }
 
-/// The state now, and once more when the node drains; then the stream ends, so that the connection can.
+/// The state now, and once more when the node leaves; then the stream ends, so that the connection can.
 pub(super) fn watch(app: &Arc<App>, request: &HealthCheckRequest) -> Changes {
     if !SERVICES.contains(&request.service.as_str()) {
         // The service may come, says the protocol; here it never does.
@@ -41,13 +41,13 @@ pub(super) fn watch(app: &Arc<App>, request: &HealthCheckRequest) -> Changes {
         return Box::pin(unknown.chain(end(app).filter_map(|_| std::future::ready(None))));
     }
     let first = stream::once(std::future::ready(Ok(now(app))));
-    match app.is_draining() {
-        true => Box::pin(first),
-        false => Box::pin(first.chain(end(app))),
+    match app.is_ready() {
+        true => Box::pin(first.chain(end(app))),
+        false => Box::pin(first),
     }
 }
 
 fn end(app: &Arc<App>) -> impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + use<> {
-    let drained = app.drain_begins();
-    drained.map(|()| Ok(response(ServingStatus::NotServing))).into_stream()
+    let leaves = app.reaches(Phase::Leaving);
+    leaves.map(|()| Ok(response(ServingStatus::NotServing))).into_stream()
 }

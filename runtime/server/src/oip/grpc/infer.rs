@@ -12,6 +12,7 @@ use super::{
     codec,
     frames::{self, Frame},
     message::{InferParameter, ModelInferRequest, infer_parameter::ParameterChoice},
+    outline::Outline,
     tensors,
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
         Caller, OipError, Place, compress,
         error::shown,
         place::{INLINE_BYTES_MAX, apart_if},
-        service::{self, InferAnswer, InferCall},
+        service::{self, InferAnswer, InferCall, NamedModel},
     },
 };
 
@@ -54,7 +55,7 @@ impl Clock {
 
 /// One inference, whose caller has been let in.
 pub(super) struct Unary<'a> {
-    pub(super) app: &'a App,
+    pub(super) app: &'a Arc<App>,
     pub(super) caller: &'a Caller,
     pub(super) request_id: &'a Arc<str>,
     pub(super) clock: Clock,
@@ -62,17 +63,10 @@ pub(super) struct Unary<'a> {
 
 /// A request, read.
 pub(super) struct Asked {
-    pub(super) target: Target,
     pub(super) id: String,
     pub(super) marks_final: bool,
-    /// What is asked, or why that cannot be.
-    pub(super) call: Result<InferCall, OipError>,
-}
-
-/// The model that is meant.
-pub(super) struct Target {
-    name: String,
-    version: String,
+    /// What is asked of which model, or why that cannot be.
+    pub(super) call: Result<(NamedModel, InferCall), OipError>,
 }
 
 impl Unary<'_> {
@@ -84,8 +78,8 @@ impl Unary<'_> {
         place: Place,
     ) -> Result<(Bytes, Place), OipError> {
         let (asked, place) = self.read(frame, place).await?;
-        let Asked { target, id, call, .. } = asked?;
-        let answer = self.run(&target, call?).await?;
+        let Asked { id, call, .. } = asked?;
+        let answer = self.run(call?).await?;
         self.write(tensors::response(answer, id), wants_gzip, place).await
     }
 
@@ -97,7 +91,12 @@ impl Unary<'_> {
         place: Place,
     ) -> Result<(Result<Asked, OipError>, Place), OipError> {
         let is_long = frame.is_packed() || frame.len() > INLINE_BYTES_MAX;
-        let (request_id, clock) = (self.request_id.clone(), self.clock);
+        let reading = Reading {
+            app: self.app.clone(),
+            caller: self.caller.clone(),
+            request_id: self.request_id.clone(),
+            clock: self.clock,
+        };
         let tensor_bytes_max = self.caller.tensor_bytes_max();
         let work = move |place: &mut Place| {
             let read = || {
@@ -109,22 +108,21 @@ impl Unary<'_> {
                 }
                 place.charge.cover(2 * bytes.len() as u64 + growth.bytes())?;
                 let kept = (bytes.len() + growth.number_bytes()) as u64;
-                let asked = asked(codec::decode(bytes)?, request_id, clock);
+                let asked = reading.read(bytes, is_long);
                 place.charge.shrink(kept);
-                Ok(asked)
+                asked
             };
             Ok(read())
         };
-        apart_if(self.app, place, is_long, work).await
+        let deadline = self.caller.deadline(self.clock.began, self.clock.timeout);
+        apart_if(self.app, place, deadline, is_long, work).await
     }
 
     pub(super) async fn run(
         &self,
-        target: &Target,
-        call: InferCall,
+        (model, call): (NamedModel, InferCall),
     ) -> Result<InferAnswer, OipError> {
-        let version = Some(target.version.as_str()).filter(|version| !version.is_empty());
-        service::infer(self.app, self.caller, &target.name, version, call).await
+        service::infer(self.app, self.caller, model, call).await
     }
 
     /// Writes a message. Its outputs and their copy are charged, and then the copy alone.
@@ -142,39 +140,68 @@ impl Unary<'_> {
             Ok(written)
         };
         let is_long = length > INLINE_BYTES_MAX || (wants_gzip && length > compress::BYTES_MIN);
-        apart_if(self.app, place, is_long, work).await
+        let deadline = self.caller.deadline(self.clock.began, self.clock.timeout);
+        apart_if(self.app, place, deadline, is_long, work).await
     }
 }
 
-fn asked(mut request: ModelInferRequest, request_id: Arc<str>, clock: Clock) -> Asked {
-    let marks_final = request.parameters.get(EMPTY_FINAL_RESPONSE).is_some_and(is_set);
-    let call = call(&mut request, request_id, clock);
-    let ModelInferRequest { model_name, model_version, id, .. } = request;
-    Asked { target: Target { name: model_name, version: model_version }, id, marks_final, call }
-}
-
-fn call(
-    request: &mut ModelInferRequest,
+/// What a request is read with, on whichever thread.
+struct Reading {
+    app: Arc<App>,
+    caller: Caller,
     request_id: Arc<str>,
     clock: Clock,
-) -> Result<InferCall, OipError> {
-    let parameters = Parameters::read(request)?;
-    let inputs = tensors::inputs(request)?;
-    let outputs = std::mem::take(&mut request.outputs).into_iter().map(|output| {
-        if let Some(key) = output.parameters.keys().find(|key| is_unsupported(key)) {
-            let text = format!("this server has no `{}` of outputs", shown(key));
-            return Err(OipError::unsupported(text));
+}
+
+impl Reading {
+    /// A long message is compared with its model before it is decoded.
+    fn read(&self, message: Bytes, is_long: bool) -> Result<Asked, OipError> {
+        // What is no message as an outline is none as a whole, and is told so below.
+        if is_long && let Ok(outline) = Outline::decode(message.clone()) {
+            let outline = ModelInferRequest::from(outline);
+            if let Err(error) = self.fitting(&outline) {
+                return Ok(asked(outline, Err(error)));
+            }
         }
-        Ok(output.name)
-    });
-    Ok(InferCall {
-        request_id,
-        began: clock.began,
-        inputs,
-        outputs: outputs.collect::<Result<_, _>>()?,
-        timeout: [clock.timeout, parameters.timeout].into_iter().flatten().min(),
-        priority: parameters.priority,
-    })
+        let mut request: ModelInferRequest = codec::decode(message)?;
+        let call = self.call(&mut request);
+        Ok(asked(request, call))
+    }
+
+    /// The model that is meant, if the inputs fit it.
+    fn fitting(&self, request: &ModelInferRequest) -> Result<NamedModel, OipError> {
+        let version = Some(request.model_version.as_str()).filter(|version| !version.is_empty());
+        let model = service::resolve(&self.app, &self.caller, &request.model_name, version)?;
+        tensors::must_fit(&request.inputs, &model.model.version.signature)?;
+        Ok(model)
+    }
+
+    fn call(&self, request: &mut ModelInferRequest) -> Result<(NamedModel, InferCall), OipError> {
+        let parameters = Parameters::read(request)?;
+        let model = self.fitting(request)?;
+        let inputs = tensors::inputs(request)?;
+        let outputs = std::mem::take(&mut request.outputs).into_iter().map(|output| {
+            if let Some(key) = output.parameters.keys().find(|key| is_unsupported(key)) {
+                let text = format!("this server has no `{}` of outputs", shown(key));
+                return Err(OipError::unsupported(text));
+            }
+            Ok(output.name)
+        });
+        let call = InferCall {
+            request_id: self.request_id.clone(),
+            began: self.clock.began,
+            inputs,
+            outputs: outputs.collect::<Result<_, _>>()?,
+            timeout: [self.clock.timeout, parameters.timeout].into_iter().flatten().min(),
+            priority: parameters.priority,
+        };
+        Ok((model, call))
+    }
+}
+
+fn asked(request: ModelInferRequest, call: Result<(NamedModel, InferCall), OipError>) -> Asked {
+    let marks_final = request.parameters.get(EMPTY_FINAL_RESPONSE).is_some_and(is_set);
+    Asked { id: request.id, marks_final, call }
 }
 
 /// Extensions of Triton's for single outputs.

@@ -4,7 +4,8 @@
 //! 2. For an inference the key is checked and the tenant's gate passed before a byte of the message is read, in a
 //!    stream for each of its messages anew. Other calls have short messages, which tonic reads.
 //! 3. [`frames`] reads the message with the tenant's limit of size, and charges its bytes; [`codec`] counts what it
-//!    becomes, which is charged too, before it is decoded.
+//!    becomes, which is charged too, before it is decoded; and a long one is compared with its model by its [`outline`]
+//!    first.
 //! 4. The call runs on the connection's task. A client that leaves drops it, and its place in the queue with it.
 
 use std::{
@@ -28,6 +29,7 @@ mod infer;
 mod message;
 #[cfg(test)]
 mod message_tests;
+mod outline;
 mod status;
 mod stream;
 mod tensors;
@@ -143,7 +145,7 @@ impl Call<'_> {
                 Ok(unary(request, live).await.map(EdgeBody::Grpc))
             }
             Some("ServerReady") => {
-                let response = ServerReadyResponse { ready: !self.app.is_draining() };
+                let response = ServerReadyResponse { ready: self.app.is_ready() };
                 let ready = |_: ServerReadyRequest| ready(Ok(response));
                 Ok(unary(request, ready).await.map(EdgeBody::Grpc))
             }

@@ -9,10 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, future::BoxFuture, stream};
+use futures::{
+    Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use http::HeaderMap;
 use http_body::Frame as BodyFrame;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tonic::Status;
 
 use super::{
@@ -28,6 +32,7 @@ use super::{
 use crate::{
     app::App,
     budget::Charge,
+    edge::{Phase, STALL_TIMEOUT, Unread, Watched},
     oip::{Caller, OipError, Place},
 };
 
@@ -74,7 +79,7 @@ impl InferStream {
     /// Answers in the order of the requests, a bounded number of which are worked on at once. What is asked when the
     /// node drains is refused, so that the stream ends.
     pub(super) fn answer(self, frames: Frames) -> Answers {
-        let drained = Box::pin(self.app.drain_begins());
+        let drained = Box::pin(self.app.reaches(Phase::Draining));
         let stream = Arc::new(self);
         let incoming = Incoming { stream: stream.clone(), frames, drained, is_over: false };
         let answers = stream::unfold(incoming, Incoming::next)
@@ -83,7 +88,7 @@ impl InferStream {
                 async move { Ok(stream.answer_one(taken?).await) }
             })
             .buffered(IN_FLIGHT_MAX);
-        Answers { answers: Box::pin(answers), unsent: Bytes::new(), charge: None, is_over: false }
+        Answers::new(Box::pin(answers), STALL_TIMEOUT)
     }
 
     async fn answer_one(&self, taken: Taken) -> Answer {
@@ -104,12 +109,12 @@ impl InferStream {
         &self,
         (caller, clock, place, frame): (Caller, Clock, Place, Frame),
     ) -> Result<Answer, Failed> {
-        let (app, request_id) = (&*self.app, &self.request_id);
+        let (app, request_id) = (&self.app, &self.request_id);
         let unary = Unary { app, caller: &caller, request_id, clock };
         let (asked, place) = unary.read(frame, place).await?;
-        let Asked { target, id, marks_final, call } = asked?;
+        let Asked { id, marks_final, call } = asked?;
         let written = async {
-            let answer = unary.run(&target, call?).await?;
+            let answer = unary.run(call?).await?;
             let response = tensors::response(answer, id.clone());
             unary.write(message(String::new(), response, marks_final), false, place).await
         };
@@ -193,41 +198,123 @@ async fn take(stream: &InferStream, frames: &mut Frames) -> Result<Option<Taken>
     }
 }
 
-/// The body of the response: messages piece by piece, and the status at the end.
+/// The body of the response: messages piece by piece, and the status at the end. Where the client reads no further the
+/// stream is given up, with all that it holds.
 pub(super) struct Answers {
-    answers: Pin<Box<dyn Stream<Item = Result<Answer, Status>> + Send>>,
+    sending: Watched<Sending>,
+    is_over: bool,
+}
+
+struct Sending {
+    answers: BoxStream<'static, Result<Answer, Status>>,
     unsent: Bytes,
     /// What the message takes that was handed on last.
     charge: Option<Charge>,
-    is_over: bool,
+    /// When something was handed on, unless more was asked for since.
+    handed: Option<Instant>,
+}
+
+impl Unread for Sending {
+    fn unread_since(&self) -> Option<Instant> {
+        self.handed
+    }
+}
+
+impl Answers {
+    fn new(answers: BoxStream<'static, Result<Answer, Status>>, stall: Duration) -> Self {
+        let sending = Sending { answers, unsent: Bytes::new(), charge: None, handed: None };
+        Answers { sending: Watched::new(sending, stall), is_over: false }
+    }
+}
+
+impl Sending {
+    /// The next piece, or the status that ends the stream.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Bytes, Status>> {
+        self.handed = None;
+        if self.unsent.is_empty() {
+            self.charge = None;
+            match ready!(self.answers.as_mut().poll_next(context)) {
+                Some(Ok((bytes, charge))) => (self.unsent, self.charge) = (bytes, charge),
+                Some(Err(status)) => return Poll::Ready(Err(status)),
+                None => return Poll::Ready(Err(Status::ok(""))),
+            }
+        }
+        self.handed = Some(Instant::now());
+        let length = self.unsent.len().min(CHUNK_BYTES);
+        Poll::Ready(Ok(self.unsent.split_to(length)))
+    }
 }
 
 impl Stream for Answers {
     type Item = Result<BodyFrame<Bytes>, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.unsent.is_empty() {
-            self.charge = None;
-            if self.is_over {
-                return Poll::Ready(None);
-            }
-            let status = match ready!(self.answers.as_mut().poll_next(context)) {
-                Some(Ok((bytes, charge))) => {
-                    (self.unsent, self.charge) = (bytes, charge);
-                    None
-                }
-                Some(Err(status)) => Some(status),
-                None => Some(Status::ok("")),
-            };
-            if let Some(status) = status {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let next = match self.sending.with(|sending| sending.poll(context)) {
+            Some(next) => ready!(next),
+            None => Err(Status::cancelled("the answers were left unread for too long")),
+        };
+        let frame = match next {
+            Ok(piece) => BodyFrame::data(piece),
+            Err(status) => {
                 self.is_over = true;
                 let mut trailers = HeaderMap::new();
                 // Fails where a text cannot be a header, and ours can.
                 let _ = status.add_header(&mut trailers);
-                return Poll::Ready(Some(Ok(BodyFrame::trailers(trailers))));
+                BodyFrame::trailers(trailers)
             }
+        };
+        Poll::Ready(Some(Ok(frame)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    const STALL: Duration = Duration::from_millis(20);
+
+    async fn status(answers: &mut Answers) -> String {
+        let frame = answers.next().await.unwrap().unwrap();
+        frame.into_trailers().unwrap()["grpc-status"].to_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_client_reads_no_further_is_given_up() {
+        let (held, mut gone) = tokio::sync::oneshot::channel::<()>();
+        let message = Ok((Bytes::from(vec![0; CHUNK_BYTES + 1]), None));
+        let messages = stream::once(async { message }).chain(stream::pending());
+        let messages = messages.inspect(move |_| assert!(!held.is_closed()));
+        let mut answers = Answers::new(Box::pin(messages), STALL);
+        let piece = answers.next().await.unwrap().unwrap();
+        assert_eq!(piece.into_data().unwrap().len(), CHUNK_BYTES);
+        // Nobody asks for the last byte.
+        while gone.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+            tokio::time::sleep(STALL).await;
         }
-        let length = self.unsent.len().min(CHUNK_BYTES);
-        Poll::Ready(Some(Ok(BodyFrame::data(self.unsent.split_to(length)))))
+        assert_eq!(status(&mut answers).await, "1");
+        assert!(answers.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_client_waits_for_answers_goes_on() {
+        let (send, receive) = tokio::sync::oneshot::channel::<()>();
+        let last = stream::once(async move {
+            receive.await.unwrap();
+            Ok((Bytes::from_static(b"last"), None))
+        });
+        let mut answers = Answers::new(Box::pin(last), STALL);
+        for _ in 0..5 {
+            assert!(answers.next().now_or_never().is_none());
+            tokio::time::sleep(STALL).await;
+        }
+        send.send(()).unwrap();
+        let piece = answers.next().await.unwrap().unwrap();
+        assert_eq!(piece.into_data().unwrap(), "last");
+        assert_eq!(status(&mut answers).await, "0");
     }
 }

@@ -1,13 +1,21 @@
 //! Tensors of the wire: raw bytes or typed contents, checked against the shape and type they claim.
 
 use bytes::Bytes;
-use sandpiper_domain::NamedTensor;
+use sandpiper_domain::{ModelSignature, NamedTensor};
 
 use super::message::{
     InferTensorContents, ModelInferRequest, ModelInferResponse,
     model_infer_request::InferInputTensor, model_infer_response::InferOutputTensor,
 };
 use crate::oip::{OipError, error::shown, service::InferAnswer, tensor::InputSpec};
+
+/// Compares what inputs are said to be with what the model takes, before anything is read of their elements.
+pub(super) fn must_fit(
+    inputs: &[InferInputTensor],
+    signature: &ModelSignature,
+) -> Result<(), OipError> {
+    inputs.iter().try_for_each(|input| spec(input)?.must_fit(signature))
+}
 
 /// The inputs of a request, which are taken out of it.
 pub(super) fn inputs(request: &mut ModelInferRequest) -> Result<Vec<NamedTensor>, OipError> {
@@ -34,12 +42,16 @@ fn is_empty(input: &InferInputTensor) -> bool {
 }
 
 fn tensor(input: &InferInputTensor, data: Bytes) -> Result<NamedTensor, OipError> {
+    spec(input)?.with_bytes(data)
+}
+
+fn spec(input: &InferInputTensor) -> Result<InputSpec<'_>, OipError> {
     if input.parameters.keys().any(|key| key.starts_with("shared_memory_")) {
         let name = shown(&input.name);
         let text = format!("the input `{name}`: this server shares no memory with its clients");
         return Err(OipError::unsupported(text));
     }
-    InputSpec::new(&input.name, &input.datatype, &input.shape)?.with_bytes(data)
+    InputSpec::new(&input.name, &input.datatype, &input.shape)
 }
 
 /// An input whose elements are in the field that its type goes with.

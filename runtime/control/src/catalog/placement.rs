@@ -1,0 +1,197 @@
+//! Where an alias points, has pointed and why, and how it comes to point elsewhere.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use sandpiper_domain::Grant;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::versions::Target;
+use crate::{EndedRollout, Rollout, RolloutEnd};
+
+/// Earlier placements an alias remembers.
+pub(super) const HISTORY_MAX: usize = 100;
+/// Models that all of them together may name, so that an alias stays a small record.
+const HISTORY_MODELS_MAX: usize = 1_000;
+
+/// Where an alias points, with the models that its bindings mean there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// The version, or several.
+    pub target: Target,
+    /// The versions of the models, by `[owner/]name`, with `@alias` where that is not `live`.
+    pub models: Arc<BTreeMap<String, u32>>,
+    /// Since when, as far as that is known.
+    pub at: Option<OffsetDateTime>,
+    /// Why.
+    pub cause: Cause,
+}
+
+impl Placement {
+    fn is_where(&self, other: &Placement) -> bool {
+        self.target == other.target && self.models == other.models
+    }
+}
+
+impl From<Target> for Placement {
+    fn from(target: Target) -> Self {
+        Placement { target, models: Arc::default(), at: None, cause: Cause::Set }
+    }
+}
+
+/// What has moved an alias.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A deployment.
+    Deployed,
+    /// A request to point it there.
+    #[default]
+    Set,
+    /// A request to go back.
+    RolledBack,
+    /// A model's alias has moved.
+    ModelMoved {
+        /// As the function names it.
+        model: String,
+    },
+    /// A rollout began.
+    Canary,
+    /// A rollout ended well.
+    Promoted,
+    /// A rollout ended since the new version failed.
+    Failed {
+        /// What was seen.
+        reason: String,
+    },
+}
+
+/// What keeps a caller on one version of a split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sticky {
+    /// The value of this header of the request.
+    Header(String),
+    /// The value of this cookie, which is given to those who have none.
+    Cookie(String),
+}
+
+/// How an alias is to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AliasChange {
+    /// Where it shall point.
+    pub target: Target,
+    /// What shall keep callers on their version; `None` leaves that as it is.
+    pub sticky: Option<Option<Sticky>>,
+    /// Whether it may point at a version that has failed.
+    pub force: bool,
+}
+
+impl From<Target> for AliasChange {
+    fn from(target: Target) -> Self {
+        AliasChange { target, sticky: None, force: false }
+    }
+}
+
+/// A movable name.
+#[derive(Debug, Clone)]
+pub struct Alias {
+    /// Where it points.
+    pub now: Placement,
+    /// Where it pointed before, latest last.
+    pub history: Vec<Placement>,
+    /// What keeps callers on one version where it splits.
+    pub sticky: Option<Sticky>,
+    /// The rollout under way.
+    pub rollout: Option<Rollout>,
+    /// The rollout before.
+    pub last_rollout: Option<EndedRollout>,
+    /// What each of its versions may do when it is called by this name. From policy, never stored.
+    pub grants: BTreeMap<u32, Arc<Grant>>,
+}
+
+impl Alias {
+    /// An alias that points here and never pointed elsewhere.
+    pub(super) fn new(now: Placement) -> Self {
+        let (history, grants) = (Vec::new(), BTreeMap::new());
+        Alias { now, history, sticky: None, rollout: None, last_rollout: None, grants }
+    }
+
+    /// What it points at.
+    pub fn target(&self) -> &Target {
+        &self.now.target
+    }
+
+    /// Moves it, and remembers where it was.
+    pub(super) fn go(&mut self, to: Placement) {
+        if !self.now.is_where(&to) {
+            let before = std::mem::replace(&mut self.now, to);
+            self.history.push(before);
+            self.trim();
+        }
+    }
+
+    fn trim(&mut self) {
+        let mut models = 0;
+        let kept = self.history.iter().rev().take(HISTORY_MAX).take_while(|placement| {
+            models += placement.models.len();
+            models <= HISTORY_MODELS_MAX
+        });
+        let surplus = self.history.len() - kept.count();
+        self.history.drain(..surplus);
+    }
+
+    /// Goes back to the latest place that is another and that `allows` lets it have.
+    pub(super) fn go_back(
+        &mut self,
+        at: Option<OffsetDateTime>,
+        allows: impl Fn(&Target) -> bool,
+    ) -> bool {
+        while let Some(placement) = self.history.pop() {
+            // Removed versions leave gaps in the history, and what lies around a gap may be the same.
+            if !placement.is_where(&self.now) && allows(&placement.target) {
+                self.now = Placement { at, cause: Cause::RolledBack, ..placement };
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Leaves these models to be found at each load: they are gone.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<(String, u32)>) {
+        if !gone.is_empty() {
+            let models = self.now.models.iter().map(|(key, version)| (key.clone(), *version));
+            self.now.models = Arc::new(models.filter(|model| !gone.contains(model)).collect());
+        }
+    }
+
+    /// Begins a rollout: `split` shares the traffic of the version that it points at.
+    pub(super) fn begin(&mut self, rollout: Rollout, split: Placement) {
+        self.go(split);
+        self.rollout = Some(rollout);
+    }
+
+    /// Ends a rollout if there is one, and is where it was before, as if the split had not been: nobody wants to go
+    /// back to that. Gives the models of the split.
+    pub(super) fn end(
+        &mut self,
+        end: RolloutEnd,
+        at: OffsetDateTime,
+    ) -> Option<(Rollout, Arc<BTreeMap<String, u32>>)> {
+        let rollout = self.rollout.take()?;
+        self.last_rollout = Some(EndedRollout { candidate: rollout.candidate, end, at });
+        let models = self.now.models.clone();
+        let stable = Target::Version(rollout.stable);
+        while let Some(before) = self.history.pop_if(|before| before.target == self.now.target) {
+            drop(before);
+        }
+        self.now = match self.history.pop_if(|before| before.target == stable) {
+            Some(before) => before,
+            None => Placement { target: stable, models: models.clone(), ..self.now.clone() },
+        };
+        Some((rollout, models))
+    }
+}

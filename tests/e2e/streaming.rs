@@ -1,1 +1,0 @@
-//! Bodies that stream both ways.
