@@ -139,7 +139,7 @@ fn no_job_is_lost_in_100_crashes() {
     }
     let runs: u64 = begun.values().sum();
     assert!(runs > JOBS as u64, "some jobs were running when the server was killed");
-    println!("{done} of {JOBS} jobs done, {} known, {runs} runs, {CRASHES} crashes", jobs.len());
+    eprintln!("{done} of {JOBS} jobs done, {} known, {runs} runs, {CRASHES} crashes", jobs.len());
 }
 
 #[test]

@@ -127,6 +127,8 @@ pub struct NewJob {
     pub idempotency: Option<(String, Digest)>,
     /// As many of the tenant's may wait.
     pub waiting_max: u32,
+    /// Its requests and results may take so many bytes together.
+    pub bytes_max: u64,
 }
 
 /// What an id or a key led to.

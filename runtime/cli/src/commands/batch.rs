@@ -104,7 +104,7 @@ fn attach(context: &Context, client: &Client, id: JobId, output: Option<&Path>) 
             let mut out = File::create(file).map_err(failed)?;
             copy(client, &path, &mut |bytes| out.write_all(bytes).map_err(failed))?;
             out.sync_all().map_err(failed)?;
-            context.ui.result(&batch, |batch| summary(batch))?;
+            context.ui.result(&batch, summary)?;
         }
         None => {
             copy(client, &path, &mut |bytes| stdout(bytes))?;

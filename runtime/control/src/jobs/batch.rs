@@ -132,7 +132,7 @@ fn view(row: &Row<'_>) -> Result<BatchView, JobError> {
 }
 
 fn create(connection: &Connection, batch: &NewBatch) -> Result<(), JobError> {
-    let waiting = steps::count_waiting(connection, &batch.tenant)?;
+    let (waiting, _) = steps::held_by(connection, &batch.tenant)?;
     if waiting + batch.shards.len() as u64 > u64::from(batch.waiting_max) {
         return Err(JobError::TenantFull);
     }
@@ -204,6 +204,7 @@ fn job_of(batch: &NewBatch, shard: &NewShard) -> NewJob {
         webhook: None,
         idempotency: None,
         waiting_max: batch.waiting_max,
+        bytes_max: u64::MAX,
     }
 }
 

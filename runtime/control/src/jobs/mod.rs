@@ -170,12 +170,13 @@ impl Inner {
 
     /// A body where it belongs, safe from the sweep as long as the second value lives.
     async fn keep(&self, bytes: Bytes) -> Result<(Kept, Option<PinnedWork>), JobError> {
+        let size = bytes.len() as u64;
         if bytes.len() <= INLINE_BYTES_MAX {
             return Ok((Kept::Inline(bytes), None));
         }
         let work = self.work.clone();
         let pinned = self.send_off(move || Ok(work.put(&bytes)?)).await?;
-        Ok((Kept::Blob(pinned.digest()), Some(pinned)))
+        Ok((Kept::Blob(pinned.digest(), size), Some(pinned)))
     }
 
     fn lease(

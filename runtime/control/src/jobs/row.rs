@@ -196,6 +196,7 @@ fn read(id: JobId, row: &Row<'_>) -> Result<Loaded, JobError> {
         webhook: row.get(13).map_err(failed)?,
         idempotency: None,
         waiting_max: u32::MAX,
+        bytes_max: u64::MAX,
     };
     let blob = bytes(16)?.map(|digest| digest_of(&digest)).transpose()?;
     let attempts = row.get(8).map_err(failed)?;

@@ -22,7 +22,9 @@ const CREATE: &str = "
         webhook TEXT, webhook_state INTEGER NOT NULL, webhook_attempts INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX jobs_of_tenant ON jobs (tenant, id);
-    CREATE TABLE payloads (id BLOB PRIMARY KEY, request BLOB NOT NULL, body BLOB, body_blob BLOB) STRICT, WITHOUT ROWID;
+    CREATE TABLE payloads (
+        id BLOB PRIMARY KEY, request BLOB NOT NULL, body BLOB, body_blob BLOB, size INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE ready (
         tenant TEXT NOT NULL, lane INTEGER NOT NULL, rank INTEGER NOT NULL, ready_ms INTEGER NOT NULL, id BLOB NOT NULL,
         PRIMARY KEY (tenant, lane, rank, ready_ms, id)
@@ -31,9 +33,12 @@ const CREATE: &str = "
     CREATE TABLE leased (lease_until_ms INTEGER, id BLOB, PRIMARY KEY (lease_until_ms, id)) STRICT, WITHOUT ROWID;
     CREATE TABLE expiring (at_ms INTEGER, id BLOB, PRIMARY KEY (at_ms, id)) STRICT, WITHOUT ROWID;
     CREATE TABLE webhooks (at_ms INTEGER, id BLOB, PRIMARY KEY (at_ms, id)) STRICT, WITHOUT ROWID;
-    CREATE TABLE waiting (tenant TEXT PRIMARY KEY, jobs INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE waiting (
+        tenant TEXT PRIMARY KEY, jobs INTEGER NOT NULL, bytes INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE results (
-        id BLOB PRIMARY KEY, status INTEGER NOT NULL, headers BLOB NOT NULL, body BLOB, body_blob BLOB
+        id BLOB PRIMARY KEY, status INTEGER NOT NULL, headers BLOB NOT NULL, body BLOB, body_blob BLOB,
+        size INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE idempotency (
         tenant TEXT, function TEXT, key TEXT, fingerprint BLOB NOT NULL, id BLOB NOT NULL,

@@ -21,14 +21,21 @@ const WEBHOOK_DUE: i64 = 1;
 #[derive(Debug, Clone)]
 pub(super) enum Kept {
     Inline(Bytes),
-    Blob(Digest),
+    Blob(Digest, u64),
 }
 
 impl Kept {
     pub(super) fn columns(&self) -> (Option<&[u8]>, Option<&[u8]>) {
         match self {
             Kept::Inline(bytes) => (Some(bytes), None),
-            Kept::Blob(digest) => (None, Some(&digest.0)),
+            Kept::Blob(digest, _) => (None, Some(&digest.0)),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Kept::Inline(bytes) => bytes.len() as u64,
+            Kept::Blob(_, size) => *size,
         }
     }
 }
@@ -84,8 +91,8 @@ pub(super) fn enqueue(
             };
         }
     }
-    let waiting = count_waiting(connection, &job.tenant)?;
-    if waiting >= u64::from(job.waiting_max) {
+    let (waiting, bytes) = held_by(connection, &job.tenant)?;
+    if waiting >= u64::from(job.waiting_max) || bytes + body.size() > job.bytes_max {
         return Err(JobError::TenantFull);
     }
     insert(connection, job, body, now_ms)?;
@@ -426,8 +433,11 @@ pub(super) fn expire(connection: &Connection, now_ms: u64) -> Done<usize> {
     Ok(due.len())
 }
 
+/// Tenants, each with a list of theirs that is not empty.
+type Lists = Vec<(TenantName, i64)>;
+
 /// The tenants with ready work and in which list, and when the next delayed job is due.
-pub(super) fn ready(connection: &Connection) -> Done<(Vec<(TenantName, i64)>, Option<u64>)> {
+pub(super) fn ready(connection: &Connection) -> Done<(Lists, Option<u64>)> {
     let mut found = Vec::new();
     let mut last = (String::new(), 0);
     let mut next = connection

@@ -62,6 +62,7 @@ fn job(number: u128) -> NewJob {
         webhook: None,
         idempotency: None,
         waiting_max: 10,
+        bytes_max: 1 << 20,
     }
 }
 

@@ -28,6 +28,9 @@ use crate::{
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(10);
 const BODY_WAIT_MAX: Duration = Duration::from_secs(300);
 
+/// The requests and results of a tenant's jobs together may take so many times the size of one batch.
+const BATCHES: u64 = 4;
+
 /// Headers of the connection, which say nothing about a request that is kept.
 const OF_CONNECTION: [HeaderName; 8] = [
     header::CONNECTION,
@@ -103,6 +106,7 @@ where
         webhook: options.webhook,
         idempotency: options.key.map(|key| (key, fingerprint)),
         waiting_max: grant.tenant.jobs,
+        bytes_max: BATCHES * (grant.tenant.batch_mib << 20),
     };
     match app.jobs.queue.enqueue(job).await? {
         Enqueued::New => {

@@ -233,18 +233,19 @@ async fn run(app: Arc<App>, lease: Lease, permit: Option<OwnedSemaphorePermit>) 
     app.jobs.wake.notify_one();
     let Some(attempt) = attempt else { return };
     let (id, token) = (lease.job.id, lease.token);
-    let ended = match end(&lease, attempt) {
+    let (outcome, ended) = match end(&lease, attempt) {
         Ok(end) => {
-            Jobs::ended(if matches!(end, End::Done(_)) { "done" } else { "dead" });
-            insist(|| app.jobs.queue.ack(id, token, end.clone(), now_ms())).await
+            let outcome = if matches!(end, End::Done(_)) { "done" } else { "dead" };
+            (outcome, insist(|| app.jobs.queue.ack(id, token, end.clone(), now_ms())).await)
         }
         Err(again) => {
-            Jobs::ended(if again.counts { "failed" } else { "refused" });
-            insist(|| app.jobs.queue.nack(id, token, again.clone())).await
+            let outcome = if again.counts { "failed" } else { "refused" };
+            (outcome, insist(|| app.jobs.queue.nack(id, token, again.clone())).await)
         }
     };
     match ended {
-        Ok(()) | Err(JobError::LeaseLost) => {}
+        Ok(()) => Jobs::ended(outcome),
+        Err(JobError::LeaseLost) => {}
         Err(error) => tracing::error!(job = %id, %error, "the end of a job could not be written"),
     }
     app.jobs.webhook_wake.notify_one();
