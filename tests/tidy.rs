@@ -27,7 +27,7 @@ const READ_THE_ENVIRONMENT: [&str; 0] = [];
 const KNOW_STATUS: [&str; 1] = ["runtime/sandbox/src/body.rs"];
 
 /// The bad inputs, as the first thing on each line of `tests/bad_input.txt`.
-const BAD_INPUTS: [&str; 41] = [
+const BAD_INPUTS: [&str; 45] = [
     "not Wasm",
     "a core module without metadata",
     "a component with no incoming-handler",
@@ -69,6 +69,10 @@ const BAD_INPUTS: [&str; 41] = [
     "a gzip bomb",
     "a load of an unknown model",
     "a call of a model that is not ready",
+    "a webhook to a private address",
+    "a batch line that is not JSON",
+    "a result after its time to live",
+    "an idempotency key with another body",
 ];
 
 /// A crate, the crates of ours that it may use, and others that it may not (a `*` stands for any ending).

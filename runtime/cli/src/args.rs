@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod jobs;
 mod traffic;
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
@@ -11,7 +12,8 @@ use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
 
 pub(crate) use self::{
     bench::{Bench, InputShape},
-    traffic::{Canary, Diff, Rollback},
+    jobs::{Batch, BatchRun, Jobs, State},
+    traffic::{Canary, Diff, Rollback, Sticky},
 };
 use crate::error::EXIT_CODES;
 
@@ -63,6 +65,12 @@ pub(crate) enum Command {
     Deploy(Deploy),
     /// Send a request to a function
     Invoke(Invoke),
+    /// Show and change jobs: requests that were sent with `invoke --async`
+    #[command(subcommand)]
+    Jobs(Jobs),
+    /// Send the lines of a file to a function
+    #[command(subcommand)]
+    Batch(Batch),
     /// Measure a model or a function under load
     Bench(Bench),
     /// Show and change functions
@@ -87,6 +95,20 @@ pub(crate) enum Command {
         /// Keep showing lines as they come
         #[arg(short, long)]
         follow: bool,
+    },
+    /// Show the sandboxes of a function
+    Instances {
+        /// The function
+        function: FunctionName,
+        /// Keep showing changes as they come
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Show what the functions have used in a month, and the budget
+    Usage {
+        /// The month, such as 2026-11 [default: this one]
+        #[arg(long, value_name = "MONTH")]
+        month: Option<String>,
     },
     /// Manage tenants (needs the operator's key)
     #[command(subcommand)]
@@ -211,6 +233,12 @@ pub(crate) struct Invoke {
     /// Print the status and the headers too
     #[arg(short, long)]
     pub(crate) include: bool,
+    /// Make a job of the request, and print the job's id
+    #[arg(long = "async")]
+    pub(crate) later: bool,
+    /// Wait for the job's end and print its result
+    #[arg(long, requires = "later")]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -234,9 +262,28 @@ pub(crate) enum Functions {
         name: FunctionName,
         alias: AliasName,
         target: AliasTarget,
+        /// Keep each caller on one version of a split, by a header or a cookie: `header:x-user`, `cookie:group`,
+        /// or `none`
+        #[arg(long, value_name = "HOW")]
+        sticky: Option<Sticky>,
         /// Point at a version even though it has failed
         #[arg(long)]
         force: bool,
+    },
+    /// Show the rollout of an alias, or end it
+    Rollout {
+        name: FunctionName,
+        #[arg(long, default_value = "live")]
+        alias: AliasName,
+        /// Give all the traffic back to the version of before
+        #[arg(long)]
+        abort: bool,
+    },
+    /// Show where an alias has pointed, and why
+    History {
+        name: FunctionName,
+        #[arg(long, default_value = "live")]
+        alias: AliasName,
     },
     /// Say which versions are kept: the latest, or these; the newest and those with aliases always are
     Retain {

@@ -125,9 +125,18 @@ impl Client {
 
     /// Sends a file; `task` shows how far it is.
     pub(crate) fn upload(&self, path: &str, upload: Upload, task: &Task) -> Result<Value> {
+        self.send_file(Method::PUT, path, upload, task)
+    }
+
+    /// The same with `POST`.
+    pub(crate) fn post_file(&self, path: &str, upload: Upload, task: &Task) -> Result<Value> {
+        self.send_file(Method::POST, path, upload, task)
+    }
+
+    fn send_file(&self, method: Method, path: &str, upload: Upload, task: &Task) -> Result<Value> {
         // A server that refuses says so before the body is sent.
         let request = self
-            .request(Method::PUT, path)
+            .request(method, path)
             .header("content-type", &upload.content_type)
             .header("content-length", upload.length)
             .header("expect", "100-continue");

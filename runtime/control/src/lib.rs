@@ -12,15 +12,23 @@ mod rollout;
 mod store;
 mod usage;
 
+pub use autoscaler::{Autoscaler, Decision, Observation, Terms, Windows};
 pub use catalog::{
     Alias, AliasChange, Catalog, Cause, Found, Function, FunctionVersion, Key, ModelEntry,
     ModelGrants, ModelVersion, NewFunction, NewKey, NewModel, PinnedBlob, Placement, Principal,
     PutOutcome, Retention, Snapshot, Sticky, Target, Tenant, Versions,
 };
 pub use error::{CatalogError, KeyError, OpenError};
+pub use jobs::{
+    BatchView, BlobWriter, CommitObserver, DueWebhook, JobFilter, JobView, NewBatch, NewShard,
+    PinnedWork, ReadyWork, ResultView, Shard, ShardView, SqliteJobs,
+};
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};
 pub use rollout::{
     BAKE_MAX, EndedRollout, Health, NewRollout, Observed, Rollout, RolloutEnd, Verdict, judge,
 };
 pub use store::{DataFolder, FolderBlobs, SqliteStore};
+pub use usage::{
+    Amounts, Counted, Ledger, Ledgers, Month, Owner, ParseMonthError, Spent, UsageError,
+};

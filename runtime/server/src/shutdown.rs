@@ -55,11 +55,23 @@ fn holdings(app: &Arc<App>) -> Vec<Step> {
     let catalog = async move {
         let _ = catalog.blocking(|app| app.catalog.close()).await;
     };
-    vec![Step::new("catalog", catalog)]
+    let jobs = app.clone();
+    let jobs = async move { jobs.jobs.stop().await };
+    let usage = app.clone();
+    let usage = async move {
+        let flush = |app: &App| app.usage.flush(time::OffsetDateTime::now_utc());
+        match usage.blocking(flush).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(?error, "the last usage could not be written"),
+            Err(error) => tracing::error!(?error, "the last usage could not be written"),
+        }
+    };
+    vec![Step::new("jobs", jobs), Step::new("usage", usage), Step::new("catalog", catalog)]
 }
 
 /// Takes back what was released, in the opposite order.
 pub(crate) async fn reclaim(app: &Arc<App>) -> anyhow::Result<()> {
     app.blocking(|app| app.catalog.reopen()).await??;
+    app.jobs.resume();
     Ok(())
 }

@@ -10,7 +10,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 use ureq::{Body, http::Response};
 
-use super::Context;
+use super::{Context, jobs};
 use crate::{
     args::{FunctionRef, Invoke},
     client::{Client, Invocation, interrupted},
@@ -22,10 +22,14 @@ pub(super) fn run(context: &Context, arguments: &Invoke) -> Result<ExitCode> {
     let body = arguments.data.as_deref().map(read_data).transpose()?;
     let client = context.client()?;
     let target = target(&client, &arguments.function)?;
+    let mut headers = arguments.headers.clone();
+    if arguments.later {
+        headers.push("prefer: respond-async".to_owned());
+    }
     let invocation = Invocation {
         path: &arguments.path,
         method: arguments.method.as_deref(),
-        headers: &arguments.headers,
+        headers: &headers,
         body,
     };
     let started = Instant::now();
@@ -33,6 +37,12 @@ pub(super) fn run(context: &Context, arguments: &Invoke) -> Result<ExitCode> {
         let logs = format!("see what it printed: sandpiper logs {}", arguments.function.name);
         if error.kind == Kind::Function { error.next(logs) } else { error }
     })?;
+    if arguments.later {
+        let mut bytes = Vec::new();
+        response.body_mut().as_reader().read_to_end(&mut bytes).map_err(interrupted)?;
+        let job = serde_json::from_slice(&bytes).unwrap_or_default();
+        return jobs::accepted(context, &client, &job, arguments.wait);
+    }
     let status = response.status().as_u16();
     if context.ui.json {
         let result = as_json(&mut response, started)?;

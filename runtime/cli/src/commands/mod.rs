@@ -1,5 +1,6 @@
 //! One file per verb. Each takes its arguments and a [`Context`], and prints its own result.
 
+mod batch;
 mod bench;
 mod build;
 mod catalog;
@@ -7,8 +8,10 @@ mod config;
 mod demo;
 mod deploy;
 mod doctor;
+mod instances;
 mod interrupt;
 mod invoke;
+mod jobs;
 mod keys;
 mod logs;
 mod models;
@@ -16,6 +19,7 @@ mod new;
 mod serve;
 mod tenants;
 mod traffic;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -57,6 +61,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Build { path } => build::run(context, &path)?,
         Command::Deploy(arguments) => return deploy::run(context, &arguments),
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
+        Command::Jobs(command) => jobs::run(context, command)?,
+        Command::Batch(command) => batch::run(context, command)?,
         Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,
         Command::Models(command) => models::run(context, command)?,
@@ -64,6 +70,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rollback(arguments) => traffic::rollback(context, &arguments)?,
         Command::Diff(arguments) => traffic::diff(context, &arguments)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
+        Command::Instances { function, follow } => instances::run(context, &function, follow)?,
+        Command::Usage { month } => usage::run(context, month.as_deref())?,
         Command::Tenant(command) => tenants::run(context, command)?,
         Command::Key(command) => keys::run(context, command)?,
         Command::Doctor => return doctor::run(context),

@@ -40,6 +40,31 @@ impl FolderBlobs {
         Ok(FolderBlobs { path, broken: AtomicBool::new(false) })
     }
 
+    /// A file for bytes that come bit by bit; [`FolderBlobs::keep`] makes a blob of it.
+    pub fn temporary(&self) -> io::Result<tempfile::NamedTempFile> {
+        tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.path)
+    }
+
+    /// Makes a blob of a file whose bytes have this digest.
+    pub fn keep(&self, file: tempfile::NamedTempFile, digest: &Digest) -> Result<(), StoreError> {
+        if self.broken.load(Ordering::Acquire) {
+            let text = "a blob could not be synced; read-only until a restart";
+            return Err(StoreError::Failed(text.to_owned()));
+        }
+        self.sync(file.as_file().sync_all()).map_err(failed("sync a blob"))?;
+        file.persist(self.place(digest)).map_err(|error| failed("write a blob")(error.error))?;
+        self.sync(sync_folder(&self.path)).map_err(failed("sync the folder of blobs"))
+    }
+
+    /// A blob's file, for reading parts of it. They are not checked against the digest.
+    pub fn file(&self, digest: &Digest) -> Result<Option<File>, StoreError> {
+        match File::open(self.place(digest)) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("open a blob")(error)),
+        }
+    }
+
     fn place(&self, digest: &Digest) -> PathBuf {
         self.path.join(digest.to_string())
     }

@@ -6,6 +6,8 @@
 //! operator.key    only when the operator brings no key
 //! sandpiper.db    the metadata (with -wal and -shm beside it)
 //! blobs/          components and models, named by their sha256
+//! jobs.db         the queue of jobs
+//! webhook.key     32 random bytes that webhooks are signed with
 //! work/           what jobs and batches take and give, named likewise
 //! ```
 
@@ -104,6 +106,13 @@ impl DataFolder {
     pub fn cache_key(&self) -> Result<[u8; Pepper::LENGTH], OpenError> {
         let bytes = self.secret("cache.key", || Ok(Pepper::random_bytes()?.to_vec()))?;
         let damaged = |_| OpenError::Damaged("`cache.key` is not 32 bytes long".to_owned());
+        bytes.as_slice().try_into().map_err(damaged)
+    }
+
+    /// The secret in `webhook.key` that the tenants' secrets for webhooks come from, made at the first start.
+    pub fn webhook_key(&self) -> Result<[u8; Pepper::LENGTH], OpenError> {
+        let bytes = self.secret("webhook.key", || Ok(Pepper::random_bytes()?.to_vec()))?;
+        let damaged = |_| OpenError::Damaged("`webhook.key` is not 32 bytes long".to_owned());
         bytes.as_slice().try_into().map_err(damaged)
     }
 

@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Add,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -130,6 +131,18 @@ pub(crate) struct Crowd {
     pub(crate) running: u32,
     pub(crate) suspended: u32,
     pub(crate) waiting: [u32; 3],
+}
+
+impl Add for Crowd {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        let waiting = std::array::from_fn(|lane| self.waiting[lane] + other.waiting[lane]);
+        Crowd {
+            running: self.running + other.running,
+            suspended: self.suspended + other.suspended,
+            waiting,
+        }
+    }
 }
 
 impl Places {

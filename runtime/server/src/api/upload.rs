@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What became of a body that could not be read.
-fn refusal(error: &(dyn std::error::Error + 'static), too_large: Problem) -> Problem {
+pub(super) fn refusal(error: &(dyn std::error::Error + 'static), too_large: Problem) -> Problem {
     if is::<LengthLimitError>(error) {
         return too_large;
     }

@@ -13,6 +13,7 @@ use sandpiper_domain::Lane;
 use crate::{
     app::App,
     edge::{self, EdgeBody, Peer},
+    jobs::{self, Accepted},
     respond::{Problem, REQUEST_ID},
 };
 
@@ -21,7 +22,7 @@ mod route;
 mod run;
 
 use request::for_guest;
-use route::{Target, find};
+use route::{Target, caller_of_job, find};
 pub(crate) use run::{Work, run};
 
 /// Where functions live.
@@ -51,9 +52,18 @@ async fn invoke(
     request_id_header: &HeaderValue,
 ) -> Result<Response<EdgeBody>, Problem> {
     let target = find(app, &request)?;
+    let job = jobs::prefers_async(request.headers()).then(|| caller_of_job(app, &request));
+    let job = job.transpose()?;
     let (request, overflow) = for_guest(request, &target, peer, request_id_header)?;
     let Target { version, grant, runtime, cookie, .. } = target;
     let limit_mib = grant.sandbox.request_body_mib;
+    if let Some(selector) = job {
+        let accepted = jobs::accept(app, Accepted { version, grant, selector }, request).await;
+        if overflow.is_some_and(|overflow| overflow.load(Relaxed)) {
+            return Err(Problem::too_large("request's body", limit_mib));
+        }
+        return accepted;
+    }
     let lane = Lane::Interactive;
     let work = Work { version, grant, runtime, lane, request_id: request_id.clone() };
     let response = run(app, work, request).await;

@@ -82,6 +82,15 @@ pub(super) fn find(app: &App, request: &Request<Incoming>) -> Result<Target, Pro
     Ok(Target { version: version.clone(), grant: grant.clone(), runtime, rest, strip_key, cookie })
 }
 
+/// Checks the caller of a request that is to become a job, and gives the version it asks for. Whoever has no key could
+/// never fetch the result, so that one is needed for public functions too.
+pub(super) fn caller_of_job(app: &App, request: &Request<Incoming>) -> Result<Selector, Problem> {
+    let route = Route::parse(request.uri());
+    let key = bearer(request.headers())?.ok_or_else(Problem::no_key)?;
+    check_caller(app.catalog.find_key(key, OffsetDateTime::now_utc())?, route.as_ref())?;
+    Ok(route.and_then(|route| route.selector).unwrap_or_default())
+}
+
 fn check_caller(principal: Principal, route: Option<&Route<'_>>) -> Result<(), Problem> {
     let Principal::Tenant { tenant, scopes, .. } = principal else { return Ok(()) };
     if route.is_none_or(|route| route.tenant != tenant.as_str()) {

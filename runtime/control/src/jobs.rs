@@ -1,1 +1,0 @@
-//! The embedded queue of jobs.

@@ -1,0 +1,314 @@
+//! The queue of jobs in SQLite. Changes go through one [`writer`] that syncs once for all that have come meanwhile;
+//! those who only look use a connection of their own. Large bodies lie in blobs beside the database.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+    mpsc::{SyncSender, TrySendError, sync_channel},
+};
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use rusqlite::Connection;
+use sandpiper_domain::{
+    Again, BoxFuture, End, Enqueued, FunctionName, JobError, JobId, JobQueue, JobState, Lane,
+    Lease, NewJob, StoreError, TenantName,
+};
+
+mod batch;
+mod blobs;
+mod owner;
+mod read;
+mod row;
+mod schema;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod webhook;
+mod writer;
+
+pub use batch::{BatchView, NewBatch, NewShard, Shard, ShardView};
+use blobs::Work;
+pub use blobs::{BlobWriter, PinnedWork};
+pub use read::{JobFilter, JobView, ResultView};
+use steps::Kept;
+pub use webhook::DueWebhook;
+pub use writer::CommitObserver;
+use writer::{Command, in_savepoint, stopped};
+
+use crate::{DataFolder, OpenError};
+
+/// Bodies up to here lie in the database.
+const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// New jobs in front of the writer. What is less than the queue's length is left to those that end jobs.
+const ENTERING_MAX: usize = 6_000;
+/// Large bodies that wait for the disk.
+const WRITES_MAX: usize = 256;
+
+type Answer<T> = BoxFuture<'static, Result<T, JobError>>;
+type Errand = Box<dyn FnOnce() + Send>;
+
+/// The queue, and everything that goes with it on the disk.
+pub struct SqliteJobs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    commands: SyncSender<Command>,
+    errands: SyncSender<Errand>,
+    reader: Mutex<Connection>,
+    work: Arc<Work>,
+    entering: AtomicUsize,
+}
+
+/// What could be leased now.
+#[derive(Debug, Clone, Default)]
+pub struct ReadyWork {
+    /// Tenants with ready jobs or shards.
+    pub lanes: Vec<(TenantName, Lane)>,
+    /// Tenants with jobs that must run with no other beside them.
+    pub apart: Vec<TenantName>,
+    /// When the next delayed job is due.
+    pub next_ms: Option<u64>,
+}
+
+impl SqliteJobs {
+    /// Opens the queue of a data folder. `observer` hears of each commit.
+    pub fn open(folder: &DataFolder, observer: CommitObserver) -> Result<Self, OpenError> {
+        let path = folder.database("jobs.db")?;
+        let work = Arc::new(Work::new(folder.work_blobs()?));
+        let connection = schema::open(&path)?;
+        let reader = Mutex::new(schema::open_reader(&path)?);
+        let commands = writer::start(connection, observer);
+        let commands = commands.map_err(OpenError::io("start the queue's writer"))?;
+        let errands = start_errands().map_err(OpenError::io("start the queue's second thread"))?;
+        let entering = AtomicUsize::new(0);
+        Ok(SqliteJobs { inner: Arc::new(Inner { commands, errands, reader, work, entering }) })
+    }
+
+    /// Moves what is due, and says what could be leased.
+    pub fn ready(&self, now_ms: u64) -> Answer<ReadyWork> {
+        self.inner.submit(move |connection| {
+            steps::promote(connection, now_ms)?;
+            let (lists, next_ms) = steps::ready(connection)?;
+            let mut ready = ReadyWork { next_ms, ..ReadyWork::default() };
+            for (tenant, list) in lists {
+                match list {
+                    row::APART => ready.apart.push(tenant),
+                    lane => ready.lanes.push((tenant, row::lane_of(lane))),
+                }
+            }
+            Ok(ready)
+        })
+    }
+
+    /// The next job of `tenant` that must run with no other beside it.
+    pub fn lease_apart(
+        &self,
+        tenant: TenantName,
+        now_ms: u64,
+        until_ms: u64,
+    ) -> Answer<Vec<Lease>> {
+        self.inner.clone().lease(tenant, row::APART, 1, now_ms, until_ms)
+    }
+
+    /// Drops what has had its time; gives how many jobs were looked at.
+    pub fn expire(&self, now_ms: u64) -> Answer<usize> {
+        self.inner.submit(move |connection| steps::expire(connection, now_ms))
+    }
+
+    /// Drops batches and blobs that have had their time, and the files that nothing names any more.
+    pub fn sweep(&self, now_ms: u64) -> Answer<usize> {
+        let work = self.inner.work.clone();
+        self.inner.submit(move |connection| {
+            batch::expire(connection, now_ms)?;
+            work.sweep(connection)
+        })
+    }
+
+    fn read<T>(
+        &self,
+        look: impl FnOnce(&Connection) -> Result<T, JobError>,
+    ) -> Result<T, JobError> {
+        look(&self.inner.reader.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Inner {
+    /// Has the writer do `work`; resolves when it is on the disk.
+    fn submit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Answer<T> {
+        let (sender, receiver) = oneshot::channel();
+        let command: Command = Box::new(move |connection| {
+            let outcome = in_savepoint(connection, work);
+            Box::new(move |failure: Option<&str>| {
+                let failure = failure.map(|text| StoreError::Failed(text.to_owned()).into());
+                let _ = sender.send(failure.map_or(outcome, Err));
+            })
+        });
+        match self.commands.try_send(command) {
+            Ok(()) => Box::pin(async { receiver.await.unwrap_or_else(|_| Err(stopped())) }),
+            Err(TrySendError::Full(_)) => Box::pin(async { Err(JobError::Saturated) }),
+            Err(TrySendError::Disconnected(_)) => Box::pin(async { Err(stopped()) }),
+        }
+    }
+
+    /// Has the second thread do `work`, which reads or writes files.
+    fn send_off<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, JobError> + Send + 'static,
+    ) -> Answer<T> {
+        let (sender, receiver) = oneshot::channel();
+        let errand: Errand = Box::new(move || drop(sender.send(work())));
+        match self.errands.try_send(errand) {
+            Ok(()) => Box::pin(async { receiver.await.unwrap_or_else(|_| Err(stopped())) }),
+            Err(_) => Box::pin(async { Err(JobError::Saturated) }),
+        }
+    }
+
+    /// A body where it belongs, safe from the sweep as long as the second value lives.
+    async fn keep(&self, bytes: Bytes) -> Result<(Kept, Option<PinnedWork>), JobError> {
+        if bytes.len() <= INLINE_BYTES_MAX {
+            return Ok((Kept::Inline(bytes), None));
+        }
+        let work = self.work.clone();
+        let pinned = self.send_off(move || Ok(work.put(&bytes)?)).await?;
+        Ok((Kept::Blob(pinned.digest()), Some(pinned)))
+    }
+
+    fn lease(
+        self: Arc<Self>,
+        tenant: TenantName,
+        list: i64,
+        count: usize,
+        now_ms: u64,
+        until_ms: u64,
+    ) -> Answer<Vec<Lease>> {
+        Box::pin(async move {
+            let leased = self.submit(move |connection| {
+                steps::lease(connection, &tenant, list, count, now_ms, until_ms)
+            });
+            let mut leases = Vec::new();
+            for (loaded, token) in leased.await? {
+                let mut job = loaded.job;
+                if let Some(digest) = loaded.blob {
+                    let work = self.work.clone();
+                    // A body that cannot be read now is no reason to lose the others: this lease runs out.
+                    match self.send_off(move || work.get(&digest)).await {
+                        Ok(body) => job.body = body,
+                        Err(error) => {
+                            tracing::error!(job = %job.id, %error, "a job's body cannot be read");
+                            continue;
+                        }
+                    }
+                }
+                let (attempt, crashes) = (loaded.attempts, loaded.crashes);
+                leases.push(Lease { job, attempt, crashes, token, until_ms });
+            }
+            Ok(leases)
+        })
+    }
+}
+
+impl JobQueue for SqliteJobs {
+    fn enqueue(&self, mut job: NewJob) -> Answer<Enqueued> {
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            let _entering = Entering::new(&inner)?;
+            let (body, pinned) = inner.keep(std::mem::take(&mut job.body)).await?;
+            let work = move |connection: &Connection| {
+                let _pinned = pinned;
+                steps::enqueue(connection, &job, &body, job.created_ms)
+            };
+            inner.submit(work).await
+        })
+    }
+
+    fn lease(
+        &self,
+        tenant: TenantName,
+        lane: Lane,
+        count: usize,
+        now_ms: u64,
+        until_ms: u64,
+    ) -> Answer<Vec<Lease>> {
+        self.inner.clone().lease(tenant, row::lane_number(lane), count, now_ms, until_ms)
+    }
+
+    fn ack(&self, job: JobId, token: u64, mut end: End, now_ms: u64) -> Answer<()> {
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            let (kept, pinned) = match &mut end {
+                End::Done(result) => {
+                    let (kept, pinned) = inner.keep(std::mem::take(&mut result.body)).await?;
+                    (Some(kept), pinned)
+                }
+                End::Dead { .. } => (None, None),
+            };
+            let work = move |connection: &Connection| {
+                let _pinned = pinned;
+                steps::ack(connection, job, token, &end, kept.as_ref(), now_ms)
+            };
+            inner.submit(work).await
+        })
+    }
+
+    fn nack(&self, job: JobId, token: u64, again: Again) -> Answer<()> {
+        // What is not due yet waits among the delayed; the next look moves what has become due.
+        self.inner.submit(move |connection| steps::nack(connection, job, token, &again, 0))
+    }
+
+    fn extend(&self, job: JobId, token: u64, until_ms: u64) -> Answer<()> {
+        self.inner.submit(move |connection| steps::extend(connection, job, token, until_ms))
+    }
+
+    fn reclaim(&self, now_ms: u64, crashed: bool) -> Answer<usize> {
+        self.inner.submit(move |connection| steps::reclaim(connection, now_ms, crashed))
+    }
+
+    fn cancel(&self, tenant: TenantName, job: JobId, now_ms: u64) -> Answer<JobState> {
+        self.inner.submit(move |connection| owner::cancel(connection, &tenant, job, now_ms))
+    }
+
+    fn redrive(
+        &self,
+        tenant: TenantName,
+        job: Option<JobId>,
+        function: Option<FunctionName>,
+        now_ms: u64,
+    ) -> Answer<u64> {
+        self.inner.submit(move |connection| {
+            owner::redrive(connection, &tenant, job, function.as_ref(), now_ms)
+        })
+    }
+}
+
+/// One of the new jobs in front of the writer.
+struct Entering<'a>(&'a AtomicUsize);
+
+impl<'a> Entering<'a> {
+    fn new(inner: &'a Inner) -> Result<Self, JobError> {
+        let entering = Entering(&inner.entering);
+        let before = inner.entering.fetch_add(1, Relaxed);
+        (before < ENTERING_MAX).then_some(entering).ok_or(JobError::Saturated)
+    }
+}
+
+impl Drop for Entering<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+fn start_errands() -> std::io::Result<SyncSender<Errand>> {
+    let (sender, receiver) = sync_channel::<Errand>(WRITES_MAX);
+    let run = move || receiver.iter().for_each(|errand| errand());
+    std::thread::Builder::new().name("job blobs".to_owned()).spawn(run)?;
+    Ok(sender)
+}
+
+fn failed(error: rusqlite::Error) -> StoreError {
+    StoreError::Failed(format!("sqlite: {error}"))
+}

@@ -1,0 +1,450 @@
+//! What moves a job: each function is one command, done within the writer's transaction.
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, params};
+use sandpiper_domain::{
+    Again, Digest, End, Enqueued, JobError, JobId, JobResult, JobState, NewJob, TenantName,
+};
+
+use super::{
+    batch, failed,
+    row::{self, Loaded, Place, digest_of, id_of, key, lane_number, state_number},
+};
+
+/// What remains of a job after its result is kept so long.
+const TOMBSTONE_MS: u64 = 7 * 24 * 3_600_000;
+/// Rows that one command moves at most, so that no commit takes long.
+pub(super) const MOVED_MAX: i64 = 1_000;
+const WEBHOOK_DUE: i64 = 1;
+
+/// Bytes in the row, or the blob that holds them.
+#[derive(Debug, Clone)]
+pub(super) enum Kept {
+    Inline(Bytes),
+    Blob(Digest),
+}
+
+impl Kept {
+    pub(super) fn columns(&self) -> (Option<&[u8]>, Option<&[u8]>) {
+        match self {
+            Kept::Inline(bytes) => (Some(bytes), None),
+            Kept::Blob(digest) => (None, Some(&digest.0)),
+        }
+    }
+}
+
+pub(super) type Done<T> = Result<T, JobError>;
+
+/// Runs one statement that changes rows; gives how many.
+pub(super) fn run(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+) -> Done<usize> {
+    let changed = connection.prepare_cached(sql).and_then(|mut s| s.execute(parameters));
+    Ok(changed.map_err(failed)?)
+}
+
+pub(super) fn ids(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+) -> Done<Vec<JobId>> {
+    let mut statement = connection.prepare_cached(sql).map_err(failed)?;
+    let mut rows = statement.query(parameters).map_err(failed)?;
+    let mut ids = Vec::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        ids.push(id_of(row.get_ref(0).and_then(|id| Ok(id.as_blob()?)).map_err(failed)?)?);
+    }
+    Ok(ids)
+}
+
+pub(super) fn enqueue(
+    connection: &Connection,
+    job: &NewJob,
+    body: &Kept,
+    now_ms: u64,
+) -> Done<Enqueued> {
+    if let Some((name, fingerprint)) = &job.idempotency {
+        let known: Option<(Vec<u8>, Vec<u8>)> = connection
+            .prepare_cached(
+                "SELECT id, fingerprint FROM idempotency WHERE tenant = ?1 AND function = ?2 AND key = ?3",
+            )
+            .and_then(|mut statement| {
+                let key = (job.tenant.as_str(), job.function.as_str(), name);
+                statement.query_row(key, |row| Ok((row.get(0)?, row.get(1)?))).optional()
+            })
+            .map_err(failed)?;
+        if let Some((id, known)) = known {
+            let same = digest_of(&known)? == *fingerprint;
+            return if same {
+                Ok(Enqueued::Known(id_of(&id)?))
+            } else {
+                Err(JobError::KeyConflict)
+            };
+        }
+    }
+    let waiting = count_waiting(connection, &job.tenant)?;
+    if waiting >= u64::from(job.waiting_max) {
+        return Err(JobError::TenantFull);
+    }
+    insert(connection, job, body, now_ms)?;
+    if let Some((name, fingerprint)) = &job.idempotency {
+        let (tenant, function) = (job.tenant.as_str(), job.function.as_str());
+        run(
+            connection,
+            "INSERT INTO idempotency VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![tenant, function, name, fingerprint.0, key(job.id)],
+        )?;
+    }
+    Ok(Enqueued::New)
+}
+
+/// Writes a job down, pending.
+pub(super) fn insert(connection: &Connection, job: &NewJob, body: &Kept, now_ms: u64) -> Done<()> {
+    let place = Place {
+        id: job.id,
+        tenant: job.tenant.clone(),
+        state: JobState::Pending,
+        lane: job.lane,
+        priority: job.priority.into(),
+        ready_ms: job.ready_ms,
+        attempts: 0,
+        attempts_max: job.attempts_max,
+        crashes: 0,
+        lease: 0,
+        lease_until_ms: 0,
+        result_ttl_ms: job.result_ttl_ms,
+        webhook: job.webhook.is_some(),
+    };
+    run(
+        connection,
+        "INSERT INTO jobs (id, tenant, function, selector, state, lane, priority, created_ms, ready_ms, deadline_ms, \
+         attempts, attempts_max, crashes, lease, lease_until_ms, timeout_ms, result_ttl_ms, webhook, webhook_state, \
+         webhook_attempts) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?9, 0, ?10, 0, 0, 0, ?11, ?12, ?13, 0, 0)",
+        params![
+            key(job.id),
+            job.tenant.as_str(),
+            job.function.as_str(),
+            job.selector.to_string(),
+            lane_number(job.lane),
+            job.priority,
+            job.created_ms.cast_signed(),
+            job.ready_ms.cast_signed(),
+            job.deadline_ms.cast_signed(),
+            job.attempts_max,
+            job.timeout_ms.cast_signed(),
+            job.result_ttl_ms.cast_signed(),
+            job.webhook,
+        ],
+    )?;
+    let (bytes, blob) = body.columns();
+    run(
+        connection,
+        "INSERT INTO payloads VALUES (?1, ?2, ?3, ?4)",
+        params![key(job.id), row::request_text(&job.request), bytes, blob],
+    )?;
+    into_list(connection, &place, now_ms)?;
+    add_waiting(connection, &job.tenant, 1)
+}
+
+pub(super) fn count_waiting(connection: &Connection, tenant: &TenantName) -> Done<u64> {
+    let count: Option<i64> = connection
+        .prepare_cached("SELECT jobs FROM waiting WHERE tenant = ?1")
+        .and_then(|mut s| s.query_row([tenant.as_str()], |row| row.get(0)).optional())
+        .map_err(failed)?;
+    Ok(count.unwrap_or(0).max(0).cast_unsigned())
+}
+
+pub(super) fn add_waiting(connection: &Connection, tenant: &TenantName, count: i64) -> Done<()> {
+    run(
+        connection,
+        "INSERT INTO waiting VALUES (?1, ?2) ON CONFLICT (tenant) DO UPDATE SET jobs = jobs + excluded.jobs",
+        params![tenant.as_str(), count],
+    )
+    .map(drop)
+}
+
+fn into_list(connection: &Connection, place: &Place, now_ms: u64) -> Done<()> {
+    let (ready, id) = (place.ready_ms.cast_signed(), key(place.id));
+    match place.ready_ms > now_ms {
+        true => run(connection, "INSERT INTO delayed VALUES (?1, ?2)", params![ready, id]),
+        false => run(
+            connection,
+            "INSERT INTO ready VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![place.tenant.as_str(), place.list(), -place.priority, ready, id],
+        ),
+    }
+    .map(drop)
+}
+
+pub(super) fn out_of_list(connection: &Connection, place: &Place) -> Done<()> {
+    let (ready, id) = (place.ready_ms.cast_signed(), key(place.id));
+    let sql = "DELETE FROM ready WHERE tenant = ?1 AND lane = ?2 AND rank = ?3 AND ready_ms = ?4 AND id = ?5";
+    let tenant = place.tenant.as_str();
+    if run(connection, sql, params![tenant, place.list(), -place.priority, ready, id])? == 0 {
+        run(connection, "DELETE FROM delayed WHERE ready_ms = ?1 AND id = ?2", params![ready, id])?;
+    }
+    Ok(())
+}
+
+/// Moves what has become due to the ready ones, and takes back the leases that ran out.
+pub(super) fn promote(connection: &Connection, now_ms: u64) -> Done<()> {
+    let due = "SELECT id FROM delayed WHERE ready_ms <= ?1 ORDER BY ready_ms LIMIT ?2";
+    for id in ids(connection, due, params![now_ms.cast_signed(), MOVED_MAX])? {
+        let Some(place) = Place::load(connection, id)? else { continue };
+        out_of_list(connection, &place)?;
+        into_list(connection, &place, now_ms)?;
+    }
+    let late = "SELECT id FROM leased WHERE lease_until_ms <= ?1 ORDER BY lease_until_ms LIMIT ?2";
+    for id in ids(connection, late, params![now_ms.cast_signed(), MOVED_MAX])? {
+        give_back(connection, id, now_ms, false, "the attempt did not end in time")?;
+    }
+    Ok(())
+}
+
+/// Takes the lease of a job away and lets it run again, unless it has had all its attempts.
+fn give_back(
+    connection: &Connection,
+    id: JobId,
+    now_ms: u64,
+    crashed: bool,
+    why: &str,
+) -> Done<()> {
+    let Some(mut place) = Place::load(connection, id)? else { return Ok(()) };
+    unlease(connection, &place)?;
+    if crashed {
+        place.crashes += 1;
+    }
+    if place.attempts >= place.attempts_max {
+        return finish(connection, &place, JobState::Dead, Some(why), None, now_ms);
+    }
+    place.ready_ms = now_ms;
+    again(connection, &place, Some(why), now_ms)
+}
+
+pub(super) fn unlease(connection: &Connection, place: &Place) -> Done<()> {
+    let until = place.lease_until_ms.cast_signed();
+    let sql = "DELETE FROM leased WHERE lease_until_ms = ?1 AND id = ?2";
+    run(connection, sql, params![until, key(place.id)]).map(drop)
+}
+
+/// Pending again, as `place` says.
+pub(super) fn again(
+    connection: &Connection,
+    place: &Place,
+    error: Option<&str>,
+    now_ms: u64,
+) -> Done<()> {
+    run(
+        connection,
+        "UPDATE jobs SET state = 0, attempts = ?2, crashes = ?3, ready_ms = ?4, lease = 0, lease_until_ms = 0, \
+         error = ?5 WHERE id = ?1",
+        params![key(place.id), place.attempts, place.crashes, place.ready_ms.cast_signed(), error],
+    )?;
+    into_list(connection, place, now_ms)?;
+    add_waiting(connection, &place.tenant, 1)
+}
+
+/// The end of a job that is in no list any more.
+pub(super) fn finish(
+    connection: &Connection,
+    place: &Place,
+    state: JobState,
+    error: Option<&str>,
+    version: Option<u32>,
+    now_ms: u64,
+) -> Done<()> {
+    let kept = if state == JobState::Done { place.result_ttl_ms } else { TOMBSTONE_MS };
+    let expires = now_ms.saturating_add(kept).cast_signed();
+    let told = place.webhook && state != JobState::Cancelled;
+    run(
+        connection,
+        "UPDATE jobs SET state = ?2, crashes = ?3, error = ?4, version = ?5, finished_ms = ?6, expires_ms = ?7, \
+         webhook_state = ?8, lease = 0, lease_until_ms = 0 WHERE id = ?1",
+        params![
+            key(place.id),
+            state_number(state),
+            place.crashes,
+            error,
+            version,
+            now_ms.cast_signed(),
+            expires,
+            if told { WEBHOOK_DUE } else { 0 },
+        ],
+    )?;
+    run(connection, "INSERT INTO expiring VALUES (?1, ?2)", params![expires, key(place.id)])?;
+    if told {
+        let due = params![now_ms.cast_signed(), key(place.id)];
+        run(connection, "INSERT INTO webhooks VALUES (?1, ?2)", due)?;
+    }
+    // A dead job may be sent on its way again, and needs its request for that.
+    match state {
+        JobState::Dead => batch::given_up(connection, place, now_ms),
+        _ => {
+            run(connection, "DELETE FROM payloads WHERE id = ?1", params![key(place.id)]).map(drop)
+        }
+    }
+}
+
+/// The next ready jobs of one list, their attempts counted.
+pub(super) fn lease(
+    connection: &Connection,
+    tenant: &TenantName,
+    list: i64,
+    count: usize,
+    now_ms: u64,
+    until_ms: u64,
+) -> Done<Vec<(Loaded, u64)>> {
+    let heads =
+        "SELECT id FROM ready WHERE tenant = ?1 AND lane = ?2 ORDER BY rank, ready_ms, id LIMIT ?3";
+    let mut leases = Vec::new();
+    for id in ids(connection, heads, params![tenant.as_str(), list, (count as i64).min(MOVED_MAX)])?
+    {
+        let Some(mut place) = Place::load(connection, id)? else { continue };
+        out_of_list(connection, &place)?;
+        add_waiting(connection, tenant, -1)?;
+        let mut loaded = row::load(connection, id)?;
+        if loaded.job.deadline_ms <= now_ms {
+            let why = "it could not be run before its deadline";
+            finish(connection, &place, JobState::Dead, Some(why), None, now_ms)?;
+            continue;
+        }
+        place.attempts += 1;
+        loaded.attempts += 1;
+        let token = rand::random::<u64>() >> 1;
+        run(
+            connection,
+            "UPDATE jobs SET state = 1, attempts = ?2, lease = ?3, lease_until_ms = ?4 WHERE id = ?1",
+            params![key(id), place.attempts, token.cast_signed(), until_ms.cast_signed()],
+        )?;
+        let leased = params![until_ms.cast_signed(), key(id)];
+        run(connection, "INSERT INTO leased VALUES (?1, ?2)", leased)?;
+        leases.push((loaded, token));
+    }
+    Ok(leases)
+}
+
+/// The job, if the lease is still this one.
+pub(super) fn held(connection: &Connection, id: JobId, token: u64) -> Done<Place> {
+    let place = Place::load(connection, id)?.ok_or(JobError::LeaseLost)?;
+    let is_held = place.state == JobState::Running && place.lease == token;
+    is_held.then_some(place).ok_or(JobError::LeaseLost)
+}
+
+/// The end of a leased job. `result` is the one of `End::Done`, kept.
+pub(super) fn ack(
+    connection: &Connection,
+    id: JobId,
+    token: u64,
+    end: &End,
+    result: Option<&Kept>,
+    now_ms: u64,
+) -> Done<()> {
+    let place = held(connection, id, token)?;
+    unlease(connection, &place)?;
+    match (end, result) {
+        (End::Done(answer), Some(kept)) => {
+            let JobResult { status, headers, version, .. } = answer;
+            let (bytes, blob) = kept.columns();
+            run(
+                connection,
+                "INSERT OR REPLACE INTO results VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![key(id), status, row::headers_text(headers), bytes, blob],
+            )?;
+            finish(connection, &place, JobState::Done, None, Some(*version), now_ms)
+        }
+        (End::Done(answer), None) => {
+            finish(connection, &place, JobState::Done, None, Some(answer.version), now_ms)
+        }
+        (End::Dead { error }, _) => {
+            finish(connection, &place, JobState::Dead, Some(error), None, now_ms)
+        }
+    }
+}
+
+pub(super) fn nack(
+    connection: &Connection,
+    id: JobId,
+    token: u64,
+    back: &Again,
+    now_ms: u64,
+) -> Done<()> {
+    let mut place = held(connection, id, token)?;
+    unlease(connection, &place)?;
+    if !back.counts {
+        place.attempts = place.attempts.saturating_sub(1);
+    }
+    if place.attempts >= place.attempts_max {
+        return finish(connection, &place, JobState::Dead, Some(&back.error), None, now_ms);
+    }
+    place.ready_ms = back.not_before_ms;
+    again(connection, &place, Some(&back.error), now_ms)
+}
+
+pub(super) fn extend(connection: &Connection, id: JobId, token: u64, until_ms: u64) -> Done<()> {
+    let place = held(connection, id, token)?;
+    unlease(connection, &place)?;
+    let until = until_ms.cast_signed();
+    run(connection, "UPDATE jobs SET lease_until_ms = ?2 WHERE id = ?1", params![key(id), until])?;
+    run(connection, "INSERT INTO leased VALUES (?1, ?2)", params![until, key(id)]).map(drop)
+}
+
+pub(super) fn reclaim(connection: &Connection, now_ms: u64, crashed: bool) -> Done<usize> {
+    let all = ids(connection, "SELECT id FROM leased", [])?;
+    let why = "the server ended while it ran";
+    all.iter().try_for_each(|id| give_back(connection, *id, now_ms, crashed, why))?;
+    Ok(all.len())
+}
+
+/// Drops results and jobs whose time is over; gives how many rows were looked at.
+pub(super) fn expire(connection: &Connection, now_ms: u64) -> Done<usize> {
+    let now = now_ms.cast_signed();
+    let due = "SELECT id FROM expiring WHERE at_ms <= ?1 ORDER BY at_ms LIMIT ?2";
+    let due = ids(connection, due, params![now, MOVED_MAX])?;
+    for id in &due {
+        let at_id = params![now, key(*id)];
+        run(connection, "DELETE FROM expiring WHERE at_ms <= ?1 AND id = ?2", at_id)?;
+        let expires: Option<Option<i64>> = connection
+            .prepare_cached("SELECT expires_ms FROM jobs WHERE id = ?1")
+            .and_then(|mut s| s.query_row(params![key(*id)], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        // A job that was sent on its way again has another time, or none yet.
+        let Some(Some(expires)) = expires.filter(|at| at.is_some_and(|at| at <= now)) else {
+            continue;
+        };
+        run(connection, "DELETE FROM results WHERE id = ?1", params![key(*id)])?;
+        let gone = expires.saturating_add(TOMBSTONE_MS.cast_signed());
+        if gone > now {
+            run(connection, "INSERT INTO expiring VALUES (?1, ?2)", params![gone, key(*id)])?;
+            continue;
+        }
+        for table in ["payloads", "webhooks", "idempotency", "jobs"] {
+            run(connection, &format!("DELETE FROM {table} WHERE id = ?1"), params![key(*id)])?;
+        }
+    }
+    Ok(due.len())
+}
+
+/// The tenants with ready work and in which list, and when the next delayed job is due.
+pub(super) fn ready(connection: &Connection) -> Done<(Vec<(TenantName, i64)>, Option<u64>)> {
+    let mut found = Vec::new();
+    let mut last = (String::new(), 0);
+    let mut next = connection
+        .prepare_cached(
+            "SELECT tenant, lane FROM ready WHERE (tenant, lane) > (?1, ?2) ORDER BY tenant, lane LIMIT 1",
+        )
+        .map_err(failed)?;
+    while let Some((tenant, lane)) = next
+        .query_row(params![last.0, last.1], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
+        .optional()
+        .map_err(failed)?
+    {
+        found.push((tenant.parse().map_err(|_| row::damaged("a name"))?, lane));
+        last = (tenant, lane);
+    }
+    let due: Option<i64> = connection
+        .query_row("SELECT min(ready_ms) FROM delayed", [], |row| row.get(0))
+        .map_err(failed)?;
+    Ok((found, due.map(i64::cast_unsigned)))
+}

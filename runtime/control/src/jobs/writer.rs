@@ -1,0 +1,122 @@
+//! Group commit: one thread owns the connection, takes what has come in meanwhile, and syncs once for all of it.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    time::{Duration, Instant},
+};
+
+use rusqlite::Connection;
+use sandpiper_domain::{JobError, StoreError};
+
+/// Commands that may wait for the disk.
+const WAITING_MAX: usize = 8192;
+/// Commands in one transaction.
+const GROUP_MAX: usize = 1024;
+/// Transactions between two checkpoints at most, and commands in them.
+const COMMITS_MAX: u32 = 1_000;
+const COMMANDS_MAX: usize = 20_000;
+/// The log is checkpointed when nothing has come for so long.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// Tells the one who sent a command how it ended; told `Some` where the commit failed.
+type Reply = Box<dyn FnOnce(Option<&str>) + Send>;
+/// One change. What it answers is told after the commit.
+pub(super) type Command = Box<dyn FnOnce(&Connection) -> Reply + Send>;
+/// Hears of each commit: how many commands, how long.
+pub type CommitObserver = Box<dyn Fn(usize, Duration) + Send>;
+
+/// Starts the thread, which ends when the last sender is gone.
+pub(super) fn start(
+    connection: Connection,
+    observer: CommitObserver,
+) -> std::io::Result<SyncSender<Command>> {
+    let (sender, receiver) = sync_channel(WAITING_MAX);
+    let writer = Writer { connection, observer, broken: None, commits: 0, commands: 0 };
+    std::thread::Builder::new().name("jobs".to_owned()).spawn(move || writer.run(&receiver))?;
+    Ok(sender)
+}
+
+struct Writer {
+    connection: Connection,
+    observer: CommitObserver,
+    /// Set by a commit that may or may not have reached the disk: read-only until a restart finds out.
+    broken: Option<String>,
+    /// Since the last checkpoint.
+    commits: u32,
+    commands: usize,
+}
+
+impl Writer {
+    fn run(mut self, receiver: &Receiver<Command>) {
+        loop {
+            match receiver.recv_timeout(IDLE) {
+                Ok(first) => {
+                    let rest = std::iter::from_fn(|| receiver.try_recv().ok());
+                    let group = std::iter::once(first).chain(rest).take(GROUP_MAX).collect();
+                    self.commit(group);
+                }
+                Err(RecvTimeoutError::Timeout) if self.commits > 0 => self.checkpoint(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.checkpoint(),
+            }
+            if self.commits >= COMMITS_MAX || self.commands >= COMMANDS_MAX {
+                self.checkpoint();
+            }
+        }
+    }
+
+    fn commit(&mut self, group: Vec<Command>) {
+        let began = Instant::now();
+        let count = group.len();
+        let begun = match &self.broken {
+            Some(error) => Err(error.clone()),
+            None => self.connection.execute_batch("BEGIN IMMEDIATE").map_err(|e| e.to_string()),
+        };
+        // Without a transaction the commands are dropped, and their senders hear that they are gone.
+        let group = if begun.is_ok() { group } else { Vec::new() };
+        let replies: Vec<_> = group.into_iter().map(|command| command(&self.connection)).collect();
+        let committed = begun.and_then(|()| {
+            let committed = self.connection.execute_batch("COMMIT").map_err(|e| e.to_string());
+            if let Err(error) = &committed {
+                tracing::error!(%error, "the queue of jobs could not be written");
+                let _ = self.connection.execute_batch("ROLLBACK");
+                self.broken = Some("an earlier write failed; read-only until a restart".to_owned());
+            }
+            committed
+        });
+        let error = committed.err();
+        for reply in replies {
+            reply(error.as_deref());
+        }
+        self.commits += 1;
+        self.commands += count;
+        (self.observer)(count, began.elapsed());
+    }
+
+    fn checkpoint(&mut self) {
+        (self.commits, self.commands) = (0, 0);
+        let done = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        if let Err(error) = done {
+            tracing::warn!(%error, "the queue's log could not be checkpointed");
+        }
+    }
+}
+
+/// Does `work` whole or not at all, whatever becomes of the other commands of its group.
+pub(super) fn in_savepoint<T>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> Result<T, JobError>,
+) -> Result<T, JobError> {
+    let run = |sql| connection.execute_batch(sql).map_err(super::failed);
+    run("SAVEPOINT command")?;
+    let outcome = work(connection);
+    match &outcome {
+        Ok(_) => run("RELEASE command")?,
+        Err(_) => run("ROLLBACK TO command; RELEASE command")?,
+    }
+    outcome
+}
+
+pub(super) fn stopped() -> JobError {
+    StoreError::Failed("the queue takes no writes any more".to_owned()).into()
+}

@@ -1,1 +1,0 @@
-//! Batches: one input, many shards, one output.

@@ -1,1 +1,0 @@
-//! Jobs: requests that are answered later.

@@ -1,0 +1,196 @@
+//! Jobs: requests that are [`accept`]ed now and run later by a [`worker`], and whose callers come back for the result
+//! or are told by a [`webhook`].
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use dashmap::DashMap;
+use http::StatusCode;
+use metrics::{counter, gauge, histogram};
+use sandpiper_control::{CommitObserver, DataFolder, OpenError, SqliteJobs};
+use sandpiper_domain::{JobError, JobId, JobQueue, Lane, TenantName};
+use tokio::sync::{Notify, Semaphore};
+
+mod accept;
+mod options;
+mod retry;
+mod webhook;
+mod worker;
+
+pub(crate) use accept::{Accepted, accept, prefers_async};
+pub(crate) use webhook::{Secrets, tell};
+pub(crate) use worker::{Attempt, Call, work};
+
+use crate::{app::App, config::FileSettings, respond::Problem};
+
+/// How often is looked for what has had its time.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How often files that nothing names are deleted, in units of the above.
+const SWEEP_ROUNDS: u64 = 1_200;
+/// Workers for each core, unless the settings say otherwise. Most of them wait: for models, or for the disk.
+const WORKERS_PER_CORE: usize = 16;
+/// Bodies that are being read may take so many of these together.
+const BODY_UNIT_BYTES: u64 = 64 * 1024;
+const BODY_UNITS: u32 = 4_096;
+
+/// The node's jobs.
+pub(crate) struct Jobs {
+    pub(crate) queue: SqliteJobs,
+    pub(crate) secrets: Secrets,
+    /// Wakes the dispatcher: there is a new job, or a free worker.
+    pub(crate) wake: Arc<Notify>,
+    /// Wakes the one who calls webhooks.
+    webhook_wake: Arc<Notify>,
+    /// Ends the run of a job.
+    running: DashMap<JobId, Arc<Notify>>,
+    workers: Arc<Semaphore>,
+    workers_max: u32,
+    /// How many jobs, and how many shards, of each tenant run now.
+    busy: Mutex<HashMap<(TenantName, Lane), u32>>,
+    /// Bodies of new jobs that are being read.
+    bodies: Arc<Semaphore>,
+    /// Nothing is leased any more: the queue is another process's, or the node ends.
+    stopped: AtomicBool,
+    /// Held while jobs are leased.
+    leasing: tokio::sync::Mutex<()>,
+}
+
+impl Jobs {
+    pub(crate) fn open(folder: &DataFolder, settings: &FileSettings) -> Result<Self, OpenError> {
+        let commit_seconds = histogram!("sandpiper_job_commit_seconds");
+        let commit_size = histogram!("sandpiper_job_commit_size");
+        let observer: CommitObserver = Box::new(move |commands, took| {
+            commit_seconds.record(took.as_secs_f64());
+            commit_size.record(commands as f64);
+        });
+        let workers_max = match settings.job_workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from) * WORKERS_PER_CORE,
+            some => some,
+        };
+        Ok(Jobs {
+            queue: SqliteJobs::open(folder, observer)?,
+            secrets: Secrets::open(folder)?,
+            wake: Arc::default(),
+            webhook_wake: Arc::default(),
+            running: DashMap::new(),
+            workers: Arc::new(Semaphore::new(workers_max)),
+            workers_max: workers_max as u32,
+            busy: Mutex::default(),
+            bodies: Arc::new(Semaphore::new(BODY_UNITS as usize)),
+            stopped: AtomicBool::new(false),
+            leasing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Ends the run of a job that was taken back.
+    pub(crate) fn abort(&self, job: JobId) {
+        if let Some(running) = self.running.get(&job) {
+            running.notify_one();
+        }
+    }
+
+    /// Leases nothing more, and gives the jobs that run now back to the queue, for whoever comes next. New ones are
+    /// accepted still.
+    pub(crate) async fn stop(&self) {
+        self.stopped.store(true, Relaxed);
+        self.abort_all();
+        let _leasing = self.leasing.lock().await;
+        self.abort_all();
+        match self.queue.reclaim(now_ms(), false).await {
+            Ok(0) => {}
+            Ok(jobs) => tracing::info!(jobs, "jobs that ran went back to the queue"),
+            Err(error) => tracing::error!(%error, "the jobs that ran could not be given back"),
+        }
+    }
+
+    /// Goes on after [`Jobs::stop`].
+    pub(crate) fn resume(&self) {
+        self.stopped.store(false, Relaxed);
+        self.wake.notify_one();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Relaxed)
+    }
+
+    fn abort_all(&self) {
+        for running in &self.running {
+            running.value().notify_one();
+        }
+    }
+
+    fn busy(&self, tenant: &TenantName, lane: Lane) -> u32 {
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.get(&(tenant.clone(), lane)).copied().unwrap_or(0)
+    }
+
+    fn change_busy(&self, tenant: &TenantName, lane: Lane, change: i32) {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = busy.entry((tenant.clone(), lane)).or_default();
+        *count = count.saturating_add_signed(change);
+        if *count == 0 {
+            busy.remove(&(tenant.clone(), lane));
+        }
+    }
+
+    fn ended(state: &'static str) {
+        counter!("sandpiper_jobs_total", "state" => state).increment(1);
+    }
+}
+
+/// Milliseconds since 1970. Times of jobs outlast the process, so that no other clock will do.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Drops what has had its time, and measures what waits.
+pub(crate) async fn expire(app: Weak<App>) {
+    for round in 1_u64.. {
+        tokio::time::sleep(EXPIRY_INTERVAL).await;
+        let Some(app) = app.upgrade() else { return };
+        if app.jobs.is_stopped() {
+            // What another process is about to name would be swept.
+            continue;
+        }
+        if let Err(error) = app.jobs.queue.expire(now_ms()).await {
+            tracing::warn!(%error, "old jobs could not be dropped");
+        }
+        if round.is_multiple_of(SWEEP_ROUNDS) {
+            match app.jobs.queue.sweep(now_ms()).await {
+                Ok(blobs) => tracing::debug!(blobs, "blobs of jobs were swept"),
+                Err(error) => tracing::warn!(%error, "blobs of jobs could not be swept"),
+            }
+        }
+        if let Ok(Ok(waiting)) = app.blocking(|app| app.jobs.queue.count_waiting()).await {
+            gauge!("sandpiper_jobs_waiting").set(waiting as f64);
+        }
+    }
+}
+
+impl From<JobError> for Problem {
+    fn from(error: JobError) -> Self {
+        let message = error.to_string();
+        match error {
+            JobError::KeyConflict => {
+                Problem::new(StatusCode::CONFLICT, "idempotency_conflict", message)
+                    .hint("send the same request as before, or another Idempotency-Key")
+            }
+            JobError::TenantFull => Problem::too_many("queue_full", &message)
+                .hint("wait until some are done, delete some, or ask for a higher tier"),
+            JobError::Saturated => Problem::busy("queue_saturated", &message),
+            JobError::NotFound => Problem::not_found(),
+            JobError::LeaseLost => Problem::internal(error),
+            JobError::Store(_) => {
+                tracing::error!(?error, "the queue of jobs failed");
+                Problem::busy("queue_unavailable", "the queue of jobs cannot be used now")
+            }
+        }
+    }
+}

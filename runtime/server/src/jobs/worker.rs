@@ -1,0 +1,439 @@
+//! Running jobs. One dispatcher leases what is ready, tenant by tenant in turn, as far as there are free workers; each
+//! job runs in a task of its own. An attempt is on the disk before its job begins.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use http_body_util::{BodyExt, Full};
+use metrics::histogram;
+use sandpiper_control::{Found, ReadyWork};
+use sandpiper_domain::{
+    Again, End, FunctionName, JobError, JobId, JobQueue, JobRequest, JobResult, Lane, Lease,
+    Selector, TenantName,
+};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+use super::{Jobs, now_ms, retry};
+use crate::{
+    app::App,
+    batches,
+    dispatch::{self, Work},
+    respond::{Problem, REQUEST_ID},
+    sticky,
+};
+
+/// How long a lease lasts, and how often it is made longer.
+const LEASE_MS: u64 = 30_000;
+const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
+/// Leases of one tenant in one go.
+const LEASES_MAX: u32 = 64;
+/// The dispatcher looks again after so long, whatever it is told.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// For so long a better filled transaction is waited for where some jobs run already.
+const GATHER: Duration = Duration::from_millis(2);
+/// Suspects that run one after the other before the others have their turn again.
+const APART_MAX: u32 = 16;
+const RESULT_BYTES_MAX: usize = 16 << 20;
+const REFUSED_MS: u64 = 1_000;
+
+const JOB: HeaderName = HeaderName::from_static("x-sandpiper-job");
+const ATTEMPT: HeaderName = HeaderName::from_static("x-sandpiper-attempt");
+
+/// How an attempt went.
+pub(crate) enum Attempt {
+    Answered(JobResult),
+    /// The function failed, and may do better next time.
+    Failed {
+        error: String,
+        retry_after_s: Option<u64>,
+    },
+    /// The function was never reached.
+    Refused {
+        error: String,
+        retry_after_s: Option<u64>,
+    },
+    /// No further attempt can do better.
+    Hopeless(String),
+}
+
+/// Leases and runs jobs as long as the node is there.
+pub(crate) async fn work(app: Weak<App>) {
+    let Some(first) = app.upgrade() else { return };
+    // Whoever held a lease is gone: the data folder is locked by this process.
+    match first.jobs.queue.reclaim(now_ms(), true).await {
+        Ok(0) => {}
+        Ok(jobs) => tracing::warn!(jobs, "jobs were running when the server ended; they run again"),
+        Err(error) => tracing::error!(%error, "the jobs that were running could not be reclaimed"),
+    }
+    let wake = first.jobs.wake.clone();
+    drop(first);
+    let mut turn = 0;
+    loop {
+        let pause = match app.upgrade() {
+            Some(app) => dispatch(&app, &mut turn).await,
+            None => return,
+        };
+        let pause = pause.unwrap_or_else(|error| {
+            tracing::error!(%error, "no jobs could be leased");
+            LOOK_INTERVAL
+        });
+        let _ = tokio::time::timeout(pause, wake.notified()).await;
+    }
+}
+
+/// Whether nothing may be leased any more.
+fn is_over(app: &App) -> bool {
+    app.is_draining() || app.jobs.is_stopped()
+}
+
+/// Leases what there is room for; says when to look again at the latest.
+async fn dispatch(app: &Arc<App>, turn: &mut usize) -> Result<Duration, JobError> {
+    let jobs = &app.jobs;
+    let _leasing = jobs.leasing.lock().await;
+    if is_over(app) {
+        return Ok(LOOK_INTERVAL);
+    }
+    let running = jobs.workers_max - jobs.workers.available_permits() as u32;
+    if running > 0 && jobs.workers.available_permits() < jobs.workers_max as usize / 4 {
+        tokio::time::sleep(GATHER).await;
+    }
+    let ready = jobs.queue.ready(now_ms()).await?;
+    *turn = turn.wrapping_add(1);
+    let apart_is_due = ready.lanes.is_empty() || turn.is_multiple_of(8);
+    if apart_is_due && !ready.apart.is_empty() {
+        run_apart(app, &ready).await?;
+        jobs.wake.notify_one();
+        return Ok(LOOK_INTERVAL);
+    }
+    let leased = lease(app, &ready, *turn).await?;
+    // Those that got everything they could have are asked again at once.
+    if leased > 0 && jobs.workers.available_permits() > 0 {
+        jobs.wake.notify_one();
+    }
+    let due = ready.next_ms.map(|next| Duration::from_millis(next.saturating_sub(now_ms()).max(1)));
+    Ok(due.unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL))
+}
+
+async fn lease(app: &Arc<App>, ready: &ReadyWork, turn: usize) -> Result<usize, JobError> {
+    let jobs = &app.jobs;
+    let mut lanes: Vec<_> = ready.lanes.iter().collect();
+    if !lanes.is_empty() {
+        let first = turn % lanes.len();
+        lanes.rotate_left(first);
+    }
+    // Shards take what jobs leave.
+    lanes.sort_by_key(|(_, lane)| *lane);
+    let free = jobs.workers.available_permits() as u32;
+    let share = free.div_ceil(lanes.len().max(1) as u32).min(LEASES_MAX);
+    let mut wanted = Vec::new();
+    for (tenant, lane) in lanes {
+        let count = room_of(app, tenant, *lane).min(share);
+        let permits = jobs.workers.clone().try_acquire_many_owned(count);
+        let Some(permits) = permits.ok().filter(|_| count > 0) else { continue };
+        let now = now_ms();
+        let leases = jobs.queue.lease(tenant.clone(), *lane, count as usize, now, now + LEASE_MS);
+        wanted.push(async move { (leases.await, permits) });
+    }
+    let mut leased = 0;
+    for (leases, mut permits) in futures::future::join_all(wanted).await {
+        for lease in leases? {
+            let Some(permit) = permits.split(1) else { break };
+            leased += 1;
+            start(app, lease, permit);
+        }
+    }
+    Ok(leased)
+}
+
+/// How many more jobs of a tenant may run: as many as it may have sandboxes, and of shards half.
+fn room_of(app: &App, tenant: &TenantName, lane: Lane) -> u32 {
+    let concurrency =
+        app.catalog.snapshot().tenant(tenant).map_or(1, |tenant| tenant.limits.concurrency);
+    let most = match lane {
+        Lane::Batch => (concurrency / 2).min(app.jobs.workers_max / 2).max(1),
+        Lane::Interactive | Lane::Job => concurrency,
+    };
+    most.saturating_sub(app.jobs.busy(tenant, lane))
+}
+
+/// Runs jobs that were there when the node went down, twice or more, with no other job beside them: if one of them is
+/// to blame, the next time it convicts itself alone.
+async fn run_apart(app: &Arc<App>, ready: &ReadyWork) -> Result<(), JobError> {
+    let all = app.jobs.workers.clone().acquire_many_owned(app.jobs.workers_max);
+    let Ok(_all) = all.await else { return Ok(()) };
+    let mut left = APART_MAX;
+    while left > 0 && !is_over(app) {
+        let before = left;
+        for tenant in ready.apart.iter().take(APART_MAX as usize) {
+            let now = now_ms();
+            let leases = app.jobs.queue.lease_apart(tenant.clone(), now, now + LEASE_MS);
+            for lease in leases.await? {
+                run(app.clone(), lease, None).await;
+                left = left.saturating_sub(1);
+            }
+        }
+        if left == before {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn start(app: &Arc<App>, lease: Lease, permit: OwnedSemaphorePermit) {
+    tokio::spawn(run(app.clone(), lease, Some(permit)));
+}
+
+/// What is true of a job only while it runs.
+struct Running<'a> {
+    jobs: &'a Jobs,
+    id: JobId,
+    tenant: TenantName,
+    lane: Lane,
+    aborted: Arc<Notify>,
+}
+
+impl<'a> Running<'a> {
+    fn new(jobs: &'a Jobs, lease: &Lease) -> Self {
+        let aborted = Arc::<Notify>::default();
+        jobs.running.insert(lease.job.id, aborted.clone());
+        jobs.change_busy(&lease.job.tenant, lease.job.lane, 1);
+        let (id, tenant, lane) = (lease.job.id, lease.job.tenant.clone(), lease.job.lane);
+        Running { jobs, id, tenant, lane, aborted }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.jobs.running.remove(&self.id);
+        self.jobs.change_busy(&self.tenant, self.lane, -1);
+    }
+}
+
+async fn run(app: Arc<App>, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
+    let running = Running::new(&app.jobs, &lease);
+    let waited_ms = now_ms().saturating_sub(lease.job.ready_ms);
+    histogram!("sandpiper_job_wait_seconds").record(waited_ms as f64 / 1e3);
+    if app.settings.access_log {
+        let job = &lease.job;
+        tracing::info!(job = %job.id, attempt = lease.attempt, tenant = %job.tenant, "job begins");
+    }
+    let attempt = tokio::select! {
+        attempt = attempt(&app, &lease) => attempt,
+        // Taken back by its owner, given back by the node, or by now another's.
+        () = running.aborted.notified() => None,
+        () = keep(&app, &lease) => None,
+    };
+    drop(running);
+    // The next job need not wait for the disk.
+    drop(permit);
+    app.jobs.wake.notify_one();
+    let Some(attempt) = attempt else { return };
+    let (id, token) = (lease.job.id, lease.token);
+    let ended = match end(&lease, attempt) {
+        Ok(end) => {
+            Jobs::ended(if matches!(end, End::Done(_)) { "done" } else { "dead" });
+            insist(|| app.jobs.queue.ack(id, token, end.clone(), now_ms())).await
+        }
+        Err(again) => {
+            Jobs::ended(if again.counts { "failed" } else { "refused" });
+            insist(|| app.jobs.queue.nack(id, token, again.clone())).await
+        }
+    };
+    match ended {
+        Ok(()) | Err(JobError::LeaseLost) => {}
+        Err(error) => tracing::error!(job = %id, %error, "the end of a job could not be written"),
+    }
+    app.jobs.webhook_wake.notify_one();
+    app.jobs.wake.notify_one();
+}
+
+/// What is refused for want of room is tried again: the work is done, and would be lost.
+async fn insist<F>(mut ask: impl FnMut() -> F) -> Result<(), JobError>
+where
+    F: Future<Output = Result<(), JobError>>,
+{
+    const TIMES: u32 = 100;
+    for _ in 0..TIMES {
+        match ask().await {
+            Err(JobError::Saturated) => tokio::time::sleep(Duration::from_millis(50)).await,
+            ended => return ended,
+        }
+    }
+    Err(JobError::Saturated)
+}
+
+/// Makes the lease longer as long as it can be; comes back when it is lost.
+async fn keep(app: &App, lease: &Lease) {
+    loop {
+        tokio::time::sleep(EXTEND_INTERVAL).await;
+        let until = now_ms() + LEASE_MS;
+        match app.jobs.queue.extend(lease.job.id, lease.token, until).await {
+            Ok(()) | Err(JobError::Saturated) => {}
+            Err(error) => {
+                tracing::warn!(job = %lease.job.id, %error, "a job's lease was lost");
+                return;
+            }
+        }
+    }
+}
+
+/// One attempt; `None` where its end is written down already.
+async fn attempt(app: &Arc<App>, lease: &Lease) -> Option<Attempt> {
+    if lease.job.lane == Lane::Batch {
+        return batches::run(app, lease).await;
+    }
+    let job = &lease.job;
+    let call = Call {
+        tenant: &job.tenant,
+        function: &job.function,
+        selector: &job.selector,
+        request: &job.request,
+        body: job.body.clone(),
+        lane: job.lane,
+        id: job.id,
+        attempt: lease.attempt,
+        created_ms: job.created_ms,
+        result_bytes_max: RESULT_BYTES_MAX,
+    };
+    let limit = Duration::from_millis(job.timeout_ms);
+    Some(tokio::time::timeout(limit, call.make(app)).await.unwrap_or_else(|_| Attempt::Failed {
+        error: format!("the attempt took longer than {} ms", job.timeout_ms),
+        retry_after_s: None,
+    }))
+}
+
+/// How the job ends, or goes on.
+fn end(lease: &Lease, attempt: Attempt) -> Result<End, Again> {
+    let (error, retry_after_s, counts) = match attempt {
+        Attempt::Answered(result) => return Ok(End::Done(result)),
+        Attempt::Hopeless(error) => return Ok(End::Dead { error }),
+        Attempt::Failed { error, retry_after_s } => (error, retry_after_s, true),
+        Attempt::Refused { error, retry_after_s } => (error, retry_after_s, false),
+    };
+    if counts && lease.attempt >= lease.job.attempts_max {
+        return Ok(End::Dead { error });
+    }
+    let pause_ms = match (retry_after_s, counts) {
+        (Some(seconds), _) => seconds.min(3_600) * 1_000,
+        (None, true) => retry::pause_ms(lease.attempt, rand::random()),
+        (None, false) => REFUSED_MS,
+    };
+    let not_before_ms = now_ms() + pause_ms;
+    if not_before_ms > lease.job.deadline_ms {
+        return Ok(End::Dead {
+            error: format!("{error}; its deadline comes before the next attempt"),
+        });
+    }
+    Err(Again { not_before_ms, error, counts })
+}
+
+/// One invocation for a job or a line of a batch.
+pub(crate) struct Call<'a> {
+    pub(crate) tenant: &'a TenantName,
+    pub(crate) function: &'a FunctionName,
+    pub(crate) selector: &'a Selector,
+    pub(crate) request: &'a JobRequest,
+    pub(crate) body: Bytes,
+    pub(crate) lane: Lane,
+    pub(crate) id: JobId,
+    pub(crate) attempt: u32,
+    pub(crate) created_ms: u64,
+    pub(crate) result_bytes_max: usize,
+}
+
+impl Call<'_> {
+    pub(crate) async fn make(&self, app: &Arc<App>) -> Attempt {
+        let Some(request) = self.request() else {
+            return Attempt::Hopeless("the request cannot be read any more".to_owned());
+        };
+        let Some(work) = self.work(app, request.headers()) else {
+            return Attempt::Hopeless("the function is gone, or that version of it".to_owned());
+        };
+        let version = work.version.version;
+        let response = match dispatch::run(app, work, request).await {
+            Ok(response) => response,
+            Err(problem) => return refused(&problem),
+        };
+        let (parts, mut body) = response.into_parts();
+        let mut bytes = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else {
+                let error = "the function failed while it answered".to_owned();
+                return Attempt::Failed { error, retry_after_s: None };
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > self.result_bytes_max {
+                let limit_mib = self.result_bytes_max >> 20;
+                let error = format!("result_too_large: the result is larger than {limit_mib} MiB");
+                return Attempt::Hopeless(error);
+            }
+            bytes.extend_from_slice(&data);
+        }
+        if retry::is_failure(parts.status) {
+            let after = parts.headers.get(header::RETRY_AFTER);
+            let retry_after_s = after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+            let error = format!("the function answered {}", parts.status.as_u16());
+            return Attempt::Failed { error, retry_after_s };
+        }
+        let headers = parts.headers.iter();
+        let headers = headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+        Attempt::Answered(JobResult {
+            status: parts.status.as_u16(),
+            headers: headers.collect(),
+            body: bytes.freeze(),
+            version,
+        })
+    }
+
+    /// The version that the request is for now, whatever it was when the job came.
+    fn work(&self, app: &Arc<App>, headers: &HeaderMap) -> Option<Work> {
+        let snapshot = app.catalog.snapshot();
+        let (tenant, function) = (self.tenant.as_str(), self.function.as_str());
+        let found = snapshot.find_function(tenant, function, self.selector, |alias| {
+            sticky::pick(alias, tenant, function, headers).0
+        });
+        let Found { tenant, version, grant } = found?;
+        // Whoever took the name of a tenant that is gone must not run its jobs.
+        let tenant_ms = tenant.created_at.unix_timestamp_nanos() / 1_000_000;
+        if tenant_ms > i128::from(self.created_ms) {
+            return None;
+        }
+        let admission = || app.admission(tenant);
+        let runtime = app.functions.get(&tenant.name, self.function, version, admission);
+        let request_id = self.id.to_string().into();
+        let (version, grant) = (version.clone(), grant.clone());
+        Some(Work { version, grant, runtime, lane: self.lane, request_id })
+    }
+
+    fn request(&self) -> Option<Request<Full<Bytes>>> {
+        let mut request = Request::new(Full::<Bytes>::new(self.body.clone()));
+        *request.method_mut() = self.request.method.parse().ok()?;
+        *request.uri_mut() = self.request.path_and_query.parse().ok()?;
+        let headers = request.headers_mut();
+        for (name, value) in &self.request.headers {
+            let name = name.parse::<HeaderName>().ok()?;
+            headers.append(name, HeaderValue::from_bytes(value).ok()?);
+        }
+        let id = HeaderValue::from_str(&self.id.to_string()).ok()?;
+        headers.insert(REQUEST_ID, id.clone());
+        headers.insert(JOB, id);
+        headers.insert(ATTEMPT, self.attempt.into());
+        Some(request)
+    }
+}
+
+fn refused(problem: &Problem) -> Attempt {
+    let error = format!("{}: {}", problem.code, problem.message);
+    let retry_after_s = problem.retry_after_s.map(u64::from);
+    if retry::is_refusal(problem) {
+        return Attempt::Refused { error, retry_after_s };
+    }
+    match problem.status.is_server_error() {
+        true => Attempt::Failed { error, retry_after_s },
+        false => Attempt::Hopeless(error),
+    }
+}
