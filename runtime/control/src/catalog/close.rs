@@ -24,7 +24,8 @@ impl Catalog {
         self.closed.load(Acquire)
     }
 
-    /// Takes changes again, with the folder locked as before and with what another process has stored meanwhile. Blocks.
+    /// Takes changes again, with the folder locked as before and with what another process has stored meanwhile.
+    /// Blocks.
     pub fn reopen(&self) -> Result<(), OpenError> {
         let mut writer = self.lock();
         if let Some(path) = &writer.closed_folder {
