@@ -78,6 +78,32 @@ fn a_canary_that_does_well_takes_all() {
     let rollout = &deployed["rollout"];
     assert_eq!((&rollout["state"], &rollout["percent"]), (&json!("baking"), &json!(5)));
     assert_eq!(rollout["error_rate_max"], 0.05);
+    assert!(person.good(&["functions", "rollout", "f"]).starts_with("version 3 takes 5 % of the"));
+    assert_eq!(person.good(&["functions", "rollout", "f", "--abort"]), "f@live is version 2\n");
+    assert_eq!(person.json(&["functions", "rollout", "f"])["state"], "aborted");
+    let history = person.json(&["functions", "history", "f"]);
+    let causes: Vec<_> =
+        history["history"].as_array().unwrap().iter().map(|place| &place["cause"]).collect();
+    assert_eq!(causes, ["rolled_back", "deployed"]);
+    assert!(person.good(&["functions", "history", "f"]).contains("rolled_back"));
+}
+
+#[test]
+fn a_split_is_made_sticky() {
+    let server = Server::start();
+    let (tenant, person) = member(&server);
+    deploy(&person, "hello", "", &[]);
+    deploy(&person, "misbehave", "", &[]);
+    let split = |how: &str| {
+        let command = ["functions", "alias", "f", "live", "1=50,2=50", "--sticky", how];
+        person.json(&command);
+        tenant.client.get("/api/v1/functions/f").expect(200).json()["aliases"]["live"].clone()
+    };
+    assert_eq!(split("cookie:group")["sticky"], json!({"cookie": "group"}));
+    assert_eq!(split("header:x-user")["sticky"], json!({"header": "x-user"}));
+    assert_eq!(split("none"), json!({"weights": {"1": 50, "2": 50}}));
+    let refused = person.fails(6, &["functions", "alias", "f", "live", "1=60,2=50"]);
+    assert_eq!(refused["code"], "invalid");
 }
 
 #[test]

@@ -201,7 +201,11 @@ impl Server {
 
     /// Waits for the end of the process that was started.
     pub fn ends(&mut self) -> ExitStatus {
-        self.process.child.wait().unwrap()
+        // Waiting closes stdin, which would be one more signal.
+        let stdin = self.process.child.stdin.take();
+        let ended = self.process.child.wait().unwrap();
+        self.process.child.stdin = stdin;
+        ended
     }
 
     /// Ends the server in good order.

@@ -8,14 +8,13 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandpiper_domain::{AliasName, FunctionName, ModelName, Scope, Selector, TenantName};
+use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
 
 pub(crate) use self::{
     bench::{Bench, InputShape},
     jobs::{Batch, BatchRun, Jobs, State},
-    traffic::{Canary, Diff, Rollback},
+    traffic::{Canary, Diff, Rollback, Sticky},
 };
-use sandpiper_server::{INHERIT_ARGUMENT, Inherited};
-
 use crate::error::EXIT_CODES;
 
 /// Sandpiper: a serverless runtime for inference.
@@ -96,6 +95,20 @@ pub(crate) enum Command {
         /// Keep showing lines as they come
         #[arg(short, long)]
         follow: bool,
+    },
+    /// Show the sandboxes of a function
+    Instances {
+        /// The function
+        function: FunctionName,
+        /// Keep showing changes as they come
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Show what the functions have used in a month, and the budget
+    Usage {
+        /// The month, such as 2026-11 [default: this one]
+        #[arg(long, value_name = "MONTH")]
+        month: Option<String>,
     },
     /// Manage tenants (needs the operator's key)
     #[command(subcommand)]
@@ -249,9 +262,28 @@ pub(crate) enum Functions {
         name: FunctionName,
         alias: AliasName,
         target: AliasTarget,
+        /// Keep each caller on one version of a split, by a header or a cookie: `header:x-user`, `cookie:group`,
+        /// or `none`
+        #[arg(long, value_name = "HOW")]
+        sticky: Option<Sticky>,
         /// Point at a version even though it has failed
         #[arg(long)]
         force: bool,
+    },
+    /// Show the rollout of an alias, or end it
+    Rollout {
+        name: FunctionName,
+        #[arg(long, default_value = "live")]
+        alias: AliasName,
+        /// Give all the traffic back to the version of before
+        #[arg(long)]
+        abort: bool,
+    },
+    /// Show where an alias has pointed, and why
+    History {
+        name: FunctionName,
+        #[arg(long, default_value = "live")]
+        alias: AliasName,
     },
     /// Say which versions are kept: the latest, or these; the newest and those with aliases always are
     Retain {

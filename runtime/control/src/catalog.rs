@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -80,6 +80,8 @@ pub struct Catalog {
     policies: Policies,
     pepper: Pepper,
     operator: KeyMac,
+    /// Another process may write to the store. It changes while the writer is locked.
+    closed: AtomicBool,
 }
 
 /// What only the holder of the mutex may see and change.
@@ -88,8 +90,6 @@ struct Writer {
     revisions: HashMap<String, u64>,
     /// A transaction failed, so the store may hold something else than the snapshot: read it again first.
     stale: bool,
-    /// Another process may write to the store.
-    closed: bool,
     /// Keeps the lock on the folder for as long as the catalog is open.
     folder: Option<DataFolder>,
     /// Where that folder is, once it was let go.
@@ -127,7 +127,6 @@ impl Catalog {
             writer: Mutex::new(Writer {
                 revisions: loaded.revisions,
                 stale: false,
-                closed: false,
                 folder: None,
                 closed_folder: None,
             }),
@@ -137,6 +136,7 @@ impl Catalog {
             policies,
             pepper,
             operator,
+            closed: AtomicBool::new(false),
         };
         catalog.report_missing_blobs()?;
         catalog.sweep(&catalog.lock())?;
@@ -180,7 +180,7 @@ impl Catalog {
         work: impl FnOnce(&mut Draft<'_>) -> Result<T, CatalogError>,
     ) -> Result<T, CatalogError> {
         let mut writer = self.lock();
-        if writer.closed {
+        if self.is_closed() {
             return Err(CatalogError::Closed);
         }
         if writer.stale {

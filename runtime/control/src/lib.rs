@@ -12,6 +12,7 @@ mod rollout;
 mod store;
 mod usage;
 
+pub use autoscaler::{Autoscaler, Decision, Observation, Terms, Windows};
 pub use catalog::{
     Alias, AliasChange, Catalog, Cause, Found, Function, FunctionVersion, Key, ModelEntry,
     ModelGrants, ModelVersion, NewFunction, NewKey, NewModel, PinnedBlob, Placement, Principal,
@@ -28,3 +29,6 @@ pub use rollout::{
     BAKE_MAX, EndedRollout, Health, NewRollout, Observed, Rollout, RolloutEnd, Verdict, judge,
 };
 pub use store::{DataFolder, FolderBlobs, SqliteStore};
+pub use usage::{
+    Amounts, Counted, Ledger, Ledgers, Month, Owner, ParseMonthError, Spent, UsageError,
+};

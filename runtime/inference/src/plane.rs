@@ -253,6 +253,16 @@ impl InferencePlane {
         all.map(|entry| (entry.key().clone(), entry.value().clone())).collect()
     }
 
+    /// How long a call of this tenant would wait for a compute thread if it came now; `None` where it would get no
+    /// place.
+    pub fn expected_wait(
+        &self,
+        tenant: &TenantName,
+        share: sandpiper_domain::Share,
+    ) -> Option<std::time::Duration> {
+        self.loader.compute.expected_wait(tenant, share)
+    }
+
     /// Calls that wait for a compute thread.
     pub fn queue_depth(&self) -> usize {
         self.loader.compute.depth()

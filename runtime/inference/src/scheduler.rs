@@ -159,6 +159,16 @@ impl Scheduler {
         self.shared.lock().queue.cancel(ticket)
     }
 
+    /// How long a call of this tenant would wait if it came now; `None` where it would get no place.
+    pub(crate) fn expected_wait(
+        &self,
+        tenant: &sandpiper_domain::TenantName,
+        share: sandpiper_domain::Share,
+    ) -> Option<std::time::Duration> {
+        let state = self.shared.lock();
+        state.queue.expected_wait(tenant, share, state.free_in(Instant::now()))
+    }
+
     /// Calls that wait.
     pub(crate) fn depth(&self) -> usize {
         self.shared.lock().queue.len()

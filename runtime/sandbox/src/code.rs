@@ -45,9 +45,15 @@ pub struct FunctionCode {
     pub(crate) pre: ProxyPre<State>,
     /// Memory that a sandbox takes before it has run.
     memory_bytes_min: u64,
+    was_cached: bool,
 }
 
 impl FunctionCode {
+    /// Whether it came from the cache on disk; otherwise it was compiled.
+    pub fn was_cached(&self) -> bool {
+        self.was_cached
+    }
+
     /// Refuses code that could not even start under `memory_mib`.
     pub fn check_memory(&self, memory_mib: u64) -> Result<(), UploadError> {
         let needed_mib = self.memory_bytes_min.div_ceil(1 << 20);
@@ -99,7 +105,7 @@ impl Sandboxes {
     fn load_cached(&self, digest: &Digest) -> Option<FunctionCode> {
         let code = self.cache.get(digest)?;
         match self.link_machine_code(&code) {
-            Ok(code) => Some(code),
+            Ok(code) => Some(FunctionCode { was_cached: true, ..code }),
             Err(error) => {
                 tracing::warn!(component = %digest, %error, "cached code could not be used");
                 None
@@ -158,7 +164,7 @@ impl Sandboxes {
             .instantiate_pre(&compiled)
             .and_then(ProxyPre::new)
             .map_err(|error| UploadError::Malformed(short(&format!("{error:#}"))))?;
-        Ok(FunctionCode { pre, memory_bytes_min })
+        Ok(FunctionCode { pre, memory_bytes_min, was_cached: false })
     }
 }
 

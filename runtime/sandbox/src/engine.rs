@@ -3,13 +3,13 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use sandpiper_domain::ModelSource;
+use sandpiper_domain::{Activity, ModelSource, Unmetered};
 use tokio::sync::Semaphore;
 use wasmtime::{
     Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig,
@@ -74,8 +74,15 @@ pub struct Sandboxes {
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) compiles: [Arc<Semaphore>; 2],
     pub(crate) running: Arc<AtomicUsize>,
+    /// Requests that wait for a slot.
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) unmetered: Arc<dyn Activity>,
+    reclaimer: OnceLock<Reclaimer>,
     slots_max: usize,
 }
+
+/// Drops one sandbox that is ready and not used; `false` where there is none.
+type Reclaimer = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl Sandboxes {
     /// Makes the engine, reserves the pool and starts the ticker.
@@ -97,6 +104,9 @@ impl Sandboxes {
             slots: Arc::new(Semaphore::new(config.sandboxes_max as usize)),
             compiles: std::array::from_fn(|_| Arc::new(Semaphore::new(COMPILES_MAX))),
             running,
+            waiting: AtomicUsize::new(0),
+            unmetered: Arc::new(Unmetered),
+            reclaimer: OnceLock::new(),
             slots_max: config.sandboxes_max as usize,
         }))
     }
@@ -104,6 +114,24 @@ impl Sandboxes {
     /// Sandboxes alive now.
     pub fn alive(&self) -> usize {
         self.slots_max - self.slots.available_permits()
+    }
+
+    /// Whom a full pool asks for room. Only the first one counts.
+    pub fn set_reclaimer(&self, reclaimer: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.reclaimer.set(Box::new(reclaimer));
+    }
+
+    /// Whether a request waits for a slot: no time to keep one that nobody uses.
+    pub fn is_wanted(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
+    pub(crate) fn reclaim(&self) -> bool {
+        self.reclaimer.get().is_some_and(|reclaim| reclaim())
+    }
+
+    pub(crate) fn slots_max(&self) -> usize {
+        self.slots_max
     }
 }
 

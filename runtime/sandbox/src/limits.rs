@@ -46,6 +46,24 @@ impl Limiter {
         }
     }
 
+    /// Counts anew: for the next request of a sandbox, the largest sum is what it holds now.
+    pub(crate) fn begin(&mut self) {
+        self.memory_bytes_peak = self.memory_bytes;
+        self.refused_limit_mib = None;
+    }
+
+    /// Whether nothing was refused, no tensor is left, and at most half of the memory is taken.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.refused_limit_mib.is_none()
+            && self.tensor_bytes == 0
+            && self.memory_bytes <= self.memory_bytes_max / 2
+    }
+
+    /// The sum of linear memories now.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
     /// The largest sum of linear memories so far.
     pub(crate) fn memory_bytes_peak(&self) -> u64 {
         self.memory_bytes_peak

@@ -138,19 +138,57 @@ struct Partial {
 #[derive(Debug)]
 pub(crate) struct InvocationLog {
     log: Arc<FunctionLog>,
+    state: Mutex<Writing>,
+}
+
+#[derive(Debug)]
+struct Writing {
     request_id: Arc<str>,
-    state: Mutex<(usize, [Partial; 2])>,
+    budget: usize,
+    partials: [Partial; 2],
 }
 
 impl InvocationLog {
     pub(crate) fn new(log: Arc<FunctionLog>, request_id: Arc<str>, budget_bytes: usize) -> Self {
-        InvocationLog { log, request_id, state: Mutex::new((budget_bytes, Default::default())) }
+        let partials = Default::default();
+        InvocationLog {
+            log,
+            state: Mutex::new(Writing { request_id, budget: budget_bytes, partials }),
+        }
+    }
+
+    /// Goes on for another invocation of the same function.
+    pub(crate) fn begin(&self, request_id: Arc<str>, budget_bytes: usize) {
+        let mut state = self.state();
+        self.flush(&mut state);
+        (state.request_id, state.budget) = (request_id, budget_bytes);
+    }
+
+    /// Ends what the invocation printed; nothing more is taken until the next begins.
+    pub(crate) fn end(&self) {
+        let mut state = self.state();
+        self.flush(&mut state);
+        state.budget = 0;
+    }
+
+    fn state(&self) -> MutexGuard<'_, Writing> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was printed without a line feed is a line too.
+    fn flush(&self, state: &mut Writing) {
+        let Writing { request_id, budget, partials } = state;
+        for (stream, partial) in [LogStream::Stdout, LogStream::Stderr].into_iter().zip(partials) {
+            if !partial.text.is_empty() || partial.dropped > 0 {
+                self.finish(stream, partial, *budget, request_id);
+            }
+        }
     }
 
     /// Takes what a guest wrote. Never blocks on a reader and never grows beyond the budget and one line.
     pub(crate) fn write(&self, stream: LogStream, bytes: &[u8]) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (budget, partials) = &mut *state;
+        let mut state = self.state();
+        let Writing { request_id, budget, partials } = &mut *state;
         let partial = &mut partials[stream as usize];
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (piece, ends) = match piece.split_last() {
@@ -162,14 +200,20 @@ impl InvocationLog {
             partial.dropped += (piece.len() - room) as u64;
             *budget -= room;
             if ends {
-                self.finish(stream, partial, *budget);
+                self.finish(stream, partial, *budget, request_id);
                 // A line feed costs a byte too, or empty lines would be free.
                 *budget = budget.saturating_sub(1);
             }
         }
     }
 
-    fn finish(&self, stream: LogStream, partial: &mut Partial, budget: usize) {
+    fn finish(
+        &self,
+        stream: LogStream,
+        partial: &mut Partial,
+        budget: usize,
+        request_id: &Arc<str>,
+    ) {
         let text = std::mem::take(&mut partial.text);
         let dropped = std::mem::take(&mut partial.dropped);
         let lost = text.is_empty() && (dropped > 0 || budget == 0);
@@ -180,7 +224,7 @@ impl InvocationLog {
             self.log.push(LogLine {
                 at: time::OffsetDateTime::now_utc(),
                 stream,
-                request_id: self.request_id.clone(),
+                request_id: request_id.clone(),
                 text: String::from_utf8_lossy(&text).into_owned(),
             });
         }
@@ -189,14 +233,7 @@ impl InvocationLog {
 
 impl Drop for InvocationLog {
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut state = std::mem::take(state);
-        for stream in [LogStream::Stdout, LogStream::Stderr] {
-            let partial = &mut state.1[stream as usize];
-            if !partial.text.is_empty() || partial.dropped > 0 {
-                self.finish(stream, partial, state.0);
-            }
-        }
+        self.flush(&mut self.state());
     }
 }
 

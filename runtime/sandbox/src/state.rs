@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, time::Instant};
 
-use sandpiper_domain::{Activity, Grant, ModelSource, Share, Usage};
+use sandpiper_domain::{Activity, Grant, ModelSource, Share, Unmetered, Usage};
 use wasmtime::component::{Resource, ResourceTable};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{
+    WasiCtx, WasiCtxView, WasiView,
+    p2::{DynInputStream, DynOutputStream, DynPollable},
+};
 use wasmtime_wasi_http::{
     WasiHttpCtx, WasiHttpCtxView, WasiHttpView,
     p2::{body::HostOutgoingBody, types::HostResponseOutparam},
@@ -17,7 +20,10 @@ use crate::{
     log::{InvocationLog, LogStream},
 };
 
-/// The data of one store. It lives as long as the invocation and is never reused.
+/// What a guest may keep in its table from one request to the next: a few of the streams of its output.
+const KEPT_RESOURCES_MAX: usize = 16;
+
+/// The data of one store. What belongs to a request is put in place anew for each.
 pub(crate) struct State {
     table: ResourceTable,
     wasi: WasiCtx,
@@ -31,6 +37,7 @@ pub(crate) struct State {
     share: Share,
     activity: Arc<dyn Activity>,
     deadline: Instant,
+    log: Arc<InvocationLog>,
 }
 
 /// What an invocation brings to its sandbox.
@@ -51,7 +58,7 @@ impl State {
         let Terms { grant, share, activity, deadline } = terms;
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printer::new(log.clone(), LogStream::Stdout));
-        wasi.stderr(Printer::new(log, LogStream::Stderr));
+        wasi.stderr(Printer::new(log.clone(), LogStream::Stderr));
         wasi.max_random_size(RANDOM_BYTES_MAX).allow_tcp(false).allow_udp(false);
         for (name, value) in grant.env.iter() {
             wasi.env(name, value);
@@ -73,7 +80,38 @@ impl State {
             share,
             activity,
             deadline,
+            log,
         }
+    }
+
+    /// Puts a request's own in place of the last one's. The environment and the limits are the version's and stay.
+    pub(crate) fn begin(&mut self, terms: Terms, shared: Arc<Shared>, request_id: &Arc<str>) {
+        let Terms { grant, share, activity, deadline } = terms;
+        self.log.begin(request_id.clone(), grant.sandbox.log_kib as usize * 1024);
+        self.limiter.begin();
+        (self.grant, self.share, self.activity) = (grant, share, activity);
+        (self.shared, self.deadline, self.usage) = (shared, deadline, Usage::default());
+    }
+
+    /// Ends a request; `false` when something of it is left behind and the sandbox must go with it. What it printed last
+    /// needs no line feed, and whoever counted the request is let go of.
+    pub(crate) fn rest(&mut self) -> bool {
+        self.log.end();
+        self.activity = Arc::new(Unmetered);
+        self.limiter.is_at_rest() && self.has_let_go()
+    }
+
+    /// Whether the table holds nothing that came with a request or costs the host much. The stream of a body never comes
+    /// without its body, which is none of these.
+    fn has_let_go(&mut self) -> bool {
+        let mut kept = 0;
+        self.table.iter_mut().all(|resource| {
+            kept += 1;
+            kept <= KEPT_RESOURCES_MAX
+                && (resource.is::<DynOutputStream>()
+                    || resource.is::<DynInputStream>()
+                    || resource.is::<DynPollable>())
+        })
     }
 
     pub(crate) fn nn(&mut self) -> NnView<'_> {

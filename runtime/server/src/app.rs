@@ -10,14 +10,15 @@ use std::{
 use anyhow::Context;
 use dashmap::DashMap;
 use metrics_exporter_prometheus::PrometheusHandle;
-use sandpiper_control::{Catalog, DataFolder, OperatorKey, Policies, Tenant};
+use sandpiper_control::{Catalog, DataFolder, Ledgers, OperatorKey, Owner, Policies, Tenant};
 use sandpiper_domain::{Digest, TenantName};
 use sandpiper_inference::{InferencePlane, MemoryTerms};
 use sandpiper_sandbox::{CacheKey, Sandboxes};
+use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    admission::{Pressure, TenantAdmission},
+    admission::{Account, Crowd, Pressure, TenantAdmission},
     api::Deployments,
     budget::ByteBudget,
     config::{FileSettings, Settings},
@@ -27,12 +28,14 @@ use crate::{
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
     rollouts,
+    scaling::Scaling,
 };
 
 /// How often what the catalog has forgotten is swept from memory and disk.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// Between sweeps at least, however many deletions ask for one.
 const SWEEP_PAUSE: Duration = Duration::from_millis(500);
+const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 const METRICS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One node.
@@ -43,11 +46,13 @@ pub(crate) struct App {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
     pub(crate) jobs: Jobs,
+    pub(crate) scaling: Arc<Scaling>,
     pub(crate) deployments: Deployments,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) model_metrics: ModelMetrics,
     pub(crate) settings: FileSettings,
+    pub(crate) usage: Arc<Ledgers>,
     /// The bytes of requests and answers of the inference protocol.
     bytes: Arc<ByteBudget>,
     /// The threads that read and write long ones.
@@ -72,6 +77,7 @@ impl App {
         let operator_key = operator_key(&settings, &folder)?;
         let jobs = Jobs::open(&folder, &settings.file).context("open the queue of jobs")?;
         let cache_key = CacheKey(folder.cache_key()?);
+        let usage = Ledgers::open(&folder.database("usage.db")?, OffsetDateTime::now_utc())?;
         let granted = policies.tiers().filter_map(|tier| policies.limits(tier).ok());
         let memory_mib_max = granted.map(|limits| limits.sandbox.memory_mib).max().unwrap_or(1);
         let catalog = Arc::new(Catalog::open(folder, policies, &operator_key)?);
@@ -98,14 +104,16 @@ impl App {
             memory_mib_max,
         };
         let sandboxes = Sandboxes::start(sandboxes, models.clone())?;
+        let scaling = Scaling::new(&file, sandboxes.clone());
         let parsers_max = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let app = Arc::new(App {
             catalog,
             inference,
             models,
             sandboxes,
-            functions: FunctionRuntimes::default(),
             jobs,
+            functions: FunctionRuntimes::new(scaling.clone()),
+            scaling,
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
@@ -114,34 +122,45 @@ impl App {
             parsers: Arc::new(Semaphore::new(parsers_max)),
             parsers_max,
             settings: file,
+            usage: Arc::new(usage),
             pressure: Arc::new(Pressure::new(parsers_max)),
             phase: watch::Sender::new(Phase::Serving),
             sweep_wanted: Arc::default(),
             tenants: DashMap::new(),
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
+        tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
         tokio::spawn(jobs::work(Arc::downgrade(&app)));
         tokio::spawn(jobs::expire(Arc::downgrade(&app)));
         tokio::spawn(jobs::tell(Arc::downgrade(&app)));
-        tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
+        Scaling::spawn(&app);
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
+        tokio::spawn(flush_usage(Arc::downgrade(&app)));
         tokio::spawn(sweep(Arc::downgrade(&app), app.sweep_wanted.clone()));
         Ok(app)
     }
 
     /// The gate of a tenant.
     pub(crate) fn admission(&self, tenant: &Tenant) -> Arc<TenantAdmission> {
+        let owner = Owner::new(tenant.name.clone(), tenant.created_at);
         let make = |bytes| {
+            let ledger = self.usage.of(&owner, OffsetDateTime::now_utc());
+            let account = Account { owner: owner.clone(), ledger };
             let parsers = self.parsers_max.div_ceil(2);
             let pressure = self.pressure.clone();
-            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers, pressure))
+            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers, pressure, account))
         };
         let entry = self.tenants.entry(tenant.name.clone());
         let mut admission = entry.or_insert_with(|| make(self.bytes.tenant()));
-        if !admission.is_for(&tenant.limits) {
+        if !admission.is_for(&owner, &tenant.limits) {
             *admission = make(admission.bytes.clone());
         }
         admission.clone()
+    }
+
+    /// How many invocations run, wait for a model and wait for a place, over all tenants.
+    pub(crate) fn crowd(&self) -> Crowd {
+        self.tenants.iter().fold(Crowd::default(), |crowd, tenant| crowd + tenant.crowd())
     }
 
     /// Has what the catalog no longer needs swept soon. Sweeps that are asked for together are one.
@@ -199,10 +218,17 @@ impl App {
             return;
         }
         self.functions.sweep(&self.catalog);
+        self.scaling.codes.sweep();
         // Asked anew for each entry: a tenant made since the sweep began must not lose its gate to a second one.
         let has_tenant = |name: &TenantName| self.catalog.snapshot().tenant(name).is_some();
         self.tenants.retain(|tenant, _| has_tenant(tenant));
         self.deployments.retain(has_tenant);
+        self.usage.retain(|owner| {
+            let snapshot = self.catalog.snapshot();
+            snapshot
+                .tenant(&owner.tenant)
+                .is_some_and(|tenant| Owner::new(tenant.name.clone(), tenant.created_at) == *owner)
+        });
         self.inference.retain(|key| {
             let snapshot = self.catalog.snapshot();
             let model = snapshot.model(&key.tenant, &key.model);
@@ -259,6 +285,18 @@ async fn fold_metrics(app: Weak<App>) {
         tokio::time::sleep(METRICS_INTERVAL).await;
         let Some(app) = app.upgrade() else { return };
         app.metrics.run_upkeep();
+    }
+}
+
+/// Usage goes to the disk each second; what a crash takes is not billed.
+async fn flush_usage(app: Weak<App>) {
+    loop {
+        tokio::time::sleep(USAGE_INTERVAL).await;
+        let Some(app) = app.upgrade() else { return };
+        let flushed = app.blocking(|app| app.usage.flush(OffsetDateTime::now_utc())).await;
+        if let Err(error) = flushed.and_then(|flushed| Ok(flushed?)) {
+            tracing::error!(?error, "usage could not be written; it is kept in memory");
+        }
     }
 }
 

@@ -2,48 +2,113 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use dashmap::{DashMap, DashSet};
-use sandpiper_control::{Catalog, FunctionVersion};
-use sandpiper_domain::{FunctionName, TenantName};
+use sandpiper_control::{Catalog, FunctionVersion, Snapshot};
+use sandpiper_domain::{Digest, FunctionName, TenantName};
 use sandpiper_sandbox::{CodeError, FunctionCode, FunctionLog, Purpose, Sandboxes};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use crate::{
-    admission::{Gate, TenantAdmission},
+    admission::{Gate, Habits, Meter, TenantAdmission},
+    fleet::{Events, Fleet},
     models::blob_of,
-    telemetry::FunctionMetrics,
+    scaling::Scaling,
+    telemetry::{self, FunctionMetrics},
     window::VersionWindow,
 };
 
 /// One function version at work on this node.
 pub(crate) struct FunctionRuntime {
-    code: OnceCell<FunctionCode>,
+    tenant_name: TenantName,
+    function: FunctionName,
+    version: u32,
+    digest: Digest,
+    code: CodeSlot,
+    pub(crate) fleet: Fleet,
+    pub(crate) scaling: Arc<Scaling>,
     pub(crate) tenant: Arc<TenantAdmission>,
     pub(crate) gate: Gate,
     pub(crate) log: Arc<FunctionLog>,
     pub(crate) metrics: Arc<FunctionMetrics>,
     pub(crate) window: VersionWindow,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) habits: Habits,
+}
+
+/// Linked code, while it is in memory.
+#[derive(Default)]
+struct CodeSlot {
+    code: ArcSwapOption<FunctionCode>,
+    /// Held by the one who loads it.
+    loading: Mutex<()>,
 }
 
 impl FunctionRuntime {
-    /// The linked code, made ready at the first call. Those who come meanwhile wait for the same work.
+    /// The linked code, made ready where it is not in memory. Those who come meanwhile wait for the same work.
     pub(crate) async fn code(
-        &self,
+        self: &Arc<Self>,
         version: &FunctionVersion,
         sandboxes: &Arc<Sandboxes>,
         catalog: &Arc<Catalog>,
-    ) -> Result<&FunctionCode, CodeError> {
-        if let Some(code) = self.code.get() {
+    ) -> Result<Arc<FunctionCode>, CodeError> {
+        if let Some(code) = self.code.code.load_full() {
+            return Ok(code);
+        }
+        let _loading = self.code.loading.lock().await;
+        if let Some(code) = self.code.code.load_full() {
             return Ok(code);
         }
         let digest = version.digest;
-        let component = blob_of(catalog.clone(), digest);
-        self.code.get_or_try_init(|| sandboxes.load(Purpose::Request, digest, component)).await
+        let code = match self.scaling.codes.find(&digest) {
+            Some(code) => code,
+            None => {
+                let component = blob_of(catalog.clone(), digest);
+                let code = sandboxes.load(Purpose::Request, digest, component).await?;
+                telemetry::code_loaded(code.was_cached());
+                self.scaling.codes.share(digest, code)
+            }
+        };
+        self.code.code.store(Some(code.clone()));
+        self.watch();
+        Ok(code)
     }
 
     /// Keeps code that a deployment has just linked, so that the first request need not load it again.
-    pub(crate) fn seed(&self, code: FunctionCode) {
-        let _ = self.code.set(code);
+    pub(crate) fn seed(self: &Arc<Self>, code: FunctionCode) {
+        self.code.code.store(Some(self.scaling.codes.share(self.digest, code)));
+        self.watch();
+    }
+
+    /// Lets go of the code; requests that run hold it as long as they need it.
+    pub(crate) fn drop_code(&self) -> Option<(Digest, Arc<FunctionCode>)> {
+        self.code.code.swap(None).map(|code| (self.digest, code))
+    }
+
+    pub(crate) fn has_code(&self) -> bool {
+        self.code.code.load().is_some()
+    }
+
+    /// Has the scale loop look at it.
+    pub(crate) fn watch(self: &Arc<Self>) {
+        if self.fleet.watch() {
+            self.scaling.add(self.clone());
+        }
+    }
+
+    /// The version it runs, unless the catalog has it no more.
+    pub(crate) fn version_in<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+    ) -> Option<&'a Arc<FunctionVersion>> {
+        let function = snapshot.function(&self.tenant_name, &self.function)?;
+        function.versions.get(self.version).filter(|version| version.digest == self.digest)
+    }
+
+    /// Whether an alias points at it.
+    pub(crate) fn is_live(&self, snapshot: &Snapshot) -> bool {
+        let function = snapshot.function(&self.tenant_name, &self.function);
+        function.is_some_and(|function| function.versions.is_aliased(self.version))
     }
 }
 
@@ -55,17 +120,28 @@ const NAMED_FUNCTIONS_OF_TENANT_MAX: usize = 250;
 
 type Name = (TenantName, FunctionName);
 
+/// What all versions of a function share.
+type Shared = (Arc<FunctionLog>, Arc<FunctionMetrics>, Arc<Events>);
+
 /// All of them.
-#[derive(Default)]
 pub(crate) struct FunctionRuntimes {
+    scaling: Arc<Scaling>,
     versions: DashMap<(TenantName, FunctionName, u32), Arc<FunctionRuntime>>,
-    /// What all versions of a function share.
-    shared: DashMap<Name, (Arc<FunctionLog>, Arc<FunctionMetrics>)>,
+    shared: DashMap<Name, Shared>,
     /// Names that metrics have shown. They stay when a function goes: the exporter forgets none either.
     named: DashSet<Name>,
 }
 
 impl FunctionRuntimes {
+    pub(crate) fn new(scaling: Arc<Scaling>) -> Self {
+        FunctionRuntimes {
+            scaling,
+            versions: DashMap::new(),
+            shared: DashMap::new(),
+            named: DashSet::new(),
+        }
+    }
+
     pub(crate) fn get(
         &self,
         tenant: &TenantName,
@@ -74,17 +150,53 @@ impl FunctionRuntimes {
         admission: impl FnOnce() -> Arc<TenantAdmission>,
     ) -> Arc<FunctionRuntime> {
         let key = (tenant.clone(), function.clone(), version.version);
-        if let Some(runtime) = self.versions.get(&key) {
+        // A function that was deleted and made anew may have the same number.
+        let is_same = |runtime: &FunctionRuntime| runtime.digest == version.digest;
+        if let Some(runtime) = self.versions.get(&key).filter(|runtime| is_same(runtime)) {
             return runtime.clone();
         }
-        let (log, metrics) = self.shared(tenant, function);
-        let tenant = admission();
-        let gate = tenant.function_gate(version.manifest.scale.max);
-        let runtime = self.versions.entry(key).or_insert_with(|| {
-            let (code, window) = (OnceCell::new(), VersionWindow::default());
-            Arc::new(FunctionRuntime { code, tenant, gate, log, metrics, window })
+        let (log, metrics, events) = self.shared(tenant, function);
+        let admission = admission();
+        let gate = admission.function_gate(version.manifest.scale.max);
+        let meter = Arc::new(Meter::new(admission.account.clone(), function.clone()));
+        let runtime = Arc::new(FunctionRuntime {
+            tenant_name: tenant.clone(),
+            function: function.clone(),
+            version: version.version,
+            digest: version.digest,
+            code: CodeSlot::default(),
+            fleet: Fleet::new(version.version, version.manifest.scale, events),
+            scaling: self.scaling.clone(),
+            tenant: admission,
+            gate,
+            log,
+            metrics,
+            window: VersionWindow::default(),
+            meter,
+            habits: Habits::default(),
         });
-        runtime.clone()
+        let mut entry = self.versions.entry(key).or_insert_with(|| runtime.clone());
+        if !is_same(&entry) {
+            entry.fleet.retire(true);
+            *entry = runtime;
+        }
+        entry.clone()
+    }
+
+    /// The version's runtime, if it has been needed since the start.
+    pub(crate) fn find(
+        &self,
+        tenant: &TenantName,
+        function: &FunctionName,
+        version: u32,
+    ) -> Option<Arc<FunctionRuntime>> {
+        let key = (tenant.clone(), function.clone(), version);
+        self.versions.get(&key).map(|runtime| runtime.clone())
+    }
+
+    /// What followers of a function hear, of all its versions.
+    pub(crate) fn events(&self, tenant: &TenantName, function: &FunctionName) -> Arc<Events> {
+        self.shared(tenant, function).2
     }
 
     /// The log that all versions of a function share.
@@ -92,11 +204,7 @@ impl FunctionRuntimes {
         self.shared(tenant, function).0
     }
 
-    fn shared(
-        &self,
-        tenant: &TenantName,
-        function: &FunctionName,
-    ) -> (Arc<FunctionLog>, Arc<FunctionMetrics>) {
+    fn shared(&self, tenant: &TenantName, function: &FunctionName) -> Shared {
         let name = (tenant.clone(), function.clone());
         let shared = self.shared.entry(name.clone()).or_insert_with(|| {
             let is_named = self.named.contains(&name)
@@ -105,7 +213,7 @@ impl FunctionRuntimes {
                 true => FunctionMetrics::new(tenant.to_string(), function.to_string()),
                 false => FunctionMetrics::new("other", "other"),
             };
-            (Arc::default(), Arc::new(metrics))
+            (Arc::default(), Arc::new(metrics), Arc::default())
         });
         shared.clone()
     }

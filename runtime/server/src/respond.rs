@@ -7,7 +7,10 @@ use sandpiper_domain::{Fault, InferenceError, Scope};
 use sandpiper_inference::LoadError;
 use sandpiper_sandbox::{CodeError, UploadError};
 
-use crate::{admission::Refusal, edge::EdgeBody};
+use crate::{
+    admission::{Cause, Refusal},
+    edge::EdgeBody,
+};
 
 /// Tells a platform's error from a function's own response with the same status.
 pub(crate) const ERROR_HEADER: HeaderName = HeaderName::from_static("x-sandpiper-error");
@@ -145,7 +148,13 @@ impl From<Fault> for Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let Refusal { cause, .. } = refusal;
-        Problem::too_many(cause.code(), cause.text()).retry_after(refusal.retry_after_s())
+        let problem = match cause {
+            Cause::Inference => Problem::busy(cause.code(), cause.text()),
+            Cause::Budget(_) => Problem::too_many(cause.code(), cause.text())
+                .hint("`sandpiper usage` shows what was used; the operator can raise the budget"),
+            _ => Problem::too_many(cause.code(), cause.text()),
+        };
+        problem.retry_after(refusal.retry_after_s())
     }
 }
 

@@ -32,6 +32,10 @@ pub(crate) async fn watch(app: Weak<App>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
         let Some(app) = app.upgrade() else { return };
+        if app.catalog.is_closed() {
+            // The process that takes over watches them.
+            continue;
+        }
         let snapshot = app.catalog.snapshot().clone();
         if seen.as_ref().is_none_or(|seen| !Arc::ptr_eq(seen, &snapshot)) {
             refresh(&app, &snapshot, &mut watched);

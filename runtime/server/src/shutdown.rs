@@ -57,7 +57,16 @@ fn holdings(app: &Arc<App>) -> Vec<Step> {
     };
     let jobs = app.clone();
     let jobs = async move { jobs.jobs.stop().await };
-    vec![Step::new("jobs", jobs), Step::new("catalog", catalog)]
+    let usage = app.clone();
+    let usage = async move {
+        let flush = |app: &App| app.usage.flush(time::OffsetDateTime::now_utc());
+        match usage.blocking(flush).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(?error, "the last usage could not be written"),
+            Err(error) => tracing::error!(?error, "the last usage could not be written"),
+        }
+    };
+    vec![Step::new("jobs", jobs), Step::new("usage", usage), Step::new("catalog", catalog)]
 }
 
 /// Takes back what was released, in the opposite order.

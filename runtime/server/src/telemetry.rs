@@ -6,7 +6,7 @@ use anyhow::Context;
 use metrics::{Counter, Histogram, SharedString, counter, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use sandpiper_domain::Usage;
-use sandpiper_sandbox::Outcome;
+use sandpiper_sandbox::{Outcome, ReadySandbox};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
@@ -50,6 +50,12 @@ pub(crate) fn init(format: LogFormat, filter: &str) -> anyhow::Result<Prometheus
     Ok(handle)
 }
 
+/// Code came into memory for a request.
+pub(crate) fn code_loaded(was_cached: bool) {
+    let from = if was_cached { "cache" } else { "compile" };
+    counter!("sandpiper_code_loads_total", "from" => from).increment(1);
+}
+
 /// The metrics of one function.
 pub(crate) struct FunctionMetrics {
     completed: Counter,
@@ -57,6 +63,7 @@ pub(crate) struct FunctionMetrics {
     cancelled: Counter,
     seconds: Histogram,
     cpu_us: Counter,
+    start_cpu_us: Counter,
     inference_us: Counter,
     inference_queued_us: Counter,
 }
@@ -77,9 +84,15 @@ impl FunctionMetrics {
             cancelled: ended("cancelled"),
             seconds: histogram!("sandpiper_invocation_seconds", &labels),
             cpu_us: counter!("sandpiper_guest_cpu_microseconds_total", &labels),
+            start_cpu_us: counter!("sandpiper_start_cpu_microseconds_total", &labels),
             inference_us: counter!("sandpiper_inference_microseconds_total", &labels),
             inference_queued_us: counter!("sandpiper_inference_queued_microseconds_total", &labels),
         }
+    }
+
+    /// A sandbox was made ready; what its start took is no request's.
+    pub(crate) fn started(&self, sandbox: &ReadySandbox) {
+        self.start_cpu_us.increment(sandbox.start_cpu().as_micros() as u64);
     }
 
     pub(crate) fn record(&self, outcome: Outcome, usage: &Usage, took: Duration) {

@@ -8,11 +8,13 @@
 //! sandpiper-bench instantiate COMPONENT FOLDER                p50 and p99 of making and dropping a sandbox, in µs
 //! sandpiper-bench scheduler MODEL...                          calls per second with batches and without, and t(b)
 //! sandpiper-bench budget MODELS FIT SECONDS                   MODELS models of which FIT fit the budget, Zipf traffic
+//! sandpiper-bench density COUNT ADDRESS TENANT KEY COMPONENT PID   COUNT functions: memory, and p99 from disk
 //! sandpiper-bench tract MODEL SHAPE                           p50 and p99 of the bare run of a model, in µs
 //! ```
 
 mod budget;
 mod client;
+mod density;
 mod instantiate;
 mod native;
 mod scheduler;
@@ -40,6 +42,9 @@ fn main() -> anyhow::Result<()> {
         }
         ["instantiate", component, folder] => {
             instantiate::measure(Path::new(component), Path::new(folder))
+        }
+        ["density", count, address, tenant, key, component, pid] => {
+            density::measure(count.parse()?, address, tenant, key, component, pid.parse()?)
         }
         ["scheduler", first, rest @ ..] => scheduler::measure(&[&[*first], rest].concat()),
         ["tract", model, shape] => tract::measure(Path::new(model), shape),

@@ -1,6 +1,6 @@
 //! The arguments of the commands for versions and traffic.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use clap::Args;
 use sandpiper_domain::{AliasName, FunctionName};
@@ -52,6 +52,26 @@ pub(crate) struct Canary {
     pub(crate) detach: bool,
 }
 
+/// What keeps callers on one version of a split.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Sticky {
+    Header(String),
+    Cookie(String),
+    None,
+}
+
+impl FromStr for Sticky {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text.split_once(':') {
+            Some(("header", name)) if !name.is_empty() => Ok(Sticky::Header(name.to_owned())),
+            Some(("cookie", name)) if !name.is_empty() => Ok(Sticky::Cookie(name.to_owned())),
+            None if text == "none" => Ok(Sticky::None),
+            _ => Err("give header:NAME, cookie:NAME or none"),
+        }
+    }
+}
+
 fn time(text: &str) -> Result<Duration, &'static str> {
     const RULE: &str = "give a time such as 200ms, 30s, 5m or 2h";
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -85,6 +105,16 @@ mod tests {
         assert_eq!(time("2h"), Ok(Duration::from_secs(7_200)));
         for bad in ["", "5", "m", "0s", "-1s", "1.5s", "1w", "18446744073709551615d"] {
             assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_keeps_callers_is_a_header_or_a_cookie() {
+        assert_eq!("header:x-user".parse(), Ok(Sticky::Header("x-user".to_owned())));
+        assert_eq!("cookie:group".parse(), Ok(Sticky::Cookie("group".to_owned())));
+        assert_eq!("none".parse(), Ok(Sticky::None));
+        for bad in ["", "header", "header:", "ip:x", "none:x"] {
+            assert!(bad.parse::<Sticky>().is_err(), "{bad}");
         }
     }
 

@@ -58,13 +58,20 @@ pub(super) fn functions(context: &Context, command: Functions) -> Result<()> {
         Functions::Delete { name } => delete(context, collection, name.as_str()),
         Functions::Versions { name } => versions(context, collection, name.as_str()),
         Functions::Rollback { name, alias } => rollback(context, collection, name.as_str(), &alias),
-        Functions::Alias { name, alias, target, force } => {
+        Functions::Alias { name, alias, target, sticky, force } => {
             let mut body = alias_body(&target);
+            if let Some(sticky) = &sticky {
+                body["sticky"] = traffic::sticky_json(sticky);
+            }
             if force {
                 body["force"] = json!(true);
             }
             point(context, collection, name.as_str(), &alias, &body)
         }
+        Functions::Rollout { name, alias, abort } => {
+            traffic::rollout(context, &name, &alias, abort)
+        }
+        Functions::History { name, alias } => traffic::history(context, &name, &alias),
         Functions::Retain { name, latest, versions } => {
             traffic::retain(context, &name, latest, versions)
         }
@@ -103,8 +110,13 @@ pub(super) fn versions(context: &Context, collection: Collection, name: &str) ->
         ("BYTES", "/size_bytes"),
         ("DIGEST", "/digest"),
         ("CREATED", "/created_at"),
+        ("FAILED", "/failed"),
     ];
-    context.ui.result(&answer, |answer| table(rows(answer, "versions"), &columns))
+    let columns = match collection {
+        Collection::Functions => &columns[..],
+        Collection::Models => &columns[..columns.len() - 1],
+    };
+    context.ui.result(&answer, |answer| table(rows(answer, "versions"), columns))
 }
 
 pub(super) fn rollback(

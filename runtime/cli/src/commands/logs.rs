@@ -19,7 +19,9 @@ const LINE_BYTES_MAX: u64 = 1024 * 1024;
 pub(super) fn run(context: &Context, function: &FunctionName, follow: bool) -> Result<()> {
     let path = format!("/api/v1/functions/{function}/logs");
     if follow {
-        return follow_lines(context, &format!("{path}?follow=true"));
+        return follow_events(context, &format!("{path}?follow=true"), |event| {
+            show(context, event)
+        });
     }
     let answer = context.client()?.get(&path)?;
     let (lines, bytes) = (number(&answer, "dropped_lines"), number(&answer, "dropped_bytes"));
@@ -35,7 +37,12 @@ pub(super) fn run(context: &Context, function: &FunctionName, follow: bool) -> R
     })
 }
 
-fn follow_lines(context: &Context, path: &str) -> Result<()> {
+/// Shows the events of a stream until it ends, which is an error: a server does not end one by itself.
+pub(super) fn follow_events(
+    context: &Context,
+    path: &str,
+    show: impl Fn(&Event) -> Result<()>,
+) -> Result<()> {
     let mut stream = context.client()?.stream(path)?;
     let mut parser = Parser::default();
     let mut buffer = Vec::new();
@@ -47,7 +54,7 @@ fn follow_lines(context: &Context, path: &str) -> Result<()> {
                 .next("run the command again; the function may have been deleted"));
         }
         if let Some(event) = parser.line(&String::from_utf8_lossy(&buffer)) {
-            show(context, &event)?;
+            show(&event)?;
         }
     }
 }

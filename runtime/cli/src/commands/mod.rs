@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod deploy;
 mod doctor;
+mod instances;
 mod interrupt;
 mod invoke;
 mod jobs;
@@ -18,6 +19,7 @@ mod new;
 mod serve;
 mod tenants;
 mod traffic;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -68,6 +70,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Rollback(arguments) => traffic::rollback(context, &arguments)?,
         Command::Diff(arguments) => traffic::diff(context, &arguments)?,
         Command::Logs { function, follow } => logs::run(context, &function, follow)?,
+        Command::Instances { function, follow } => instances::run(context, &function, follow)?,
+        Command::Usage { month } => usage::run(context, month.as_deref())?,
         Command::Tenant(command) => tenants::run(context, command)?,
         Command::Key(command) => keys::run(context, command)?,
         Command::Doctor => return doctor::run(context),

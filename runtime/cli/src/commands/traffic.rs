@@ -5,15 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sandpiper_domain::FunctionName;
+use sandpiper_domain::{AliasName, FunctionName};
 use serde_json::{Value, json};
 
 use super::{Context, catalog, number, rows, text};
 use crate::{
-    args::{Canary, Diff, Rollback},
+    args::{Canary, Diff, Rollback, Sticky},
     client::Client,
     error::Result,
-    output::Ui,
+    output::{Ui, table},
 };
 
 /// Between two looks at a rollout.
@@ -100,6 +100,46 @@ pub(super) fn retain(
             false => format!("removed of {function}: {}", removed.join(", ")),
         }
     })
+}
+
+pub(super) fn sticky_json(sticky: &Sticky) -> Value {
+    match sticky {
+        Sticky::Header(name) => json!({ "header": name }),
+        Sticky::Cookie(name) => json!({ "cookie": name }),
+        Sticky::None => Value::Null,
+    }
+}
+
+/// Shows a rollout, or ends it.
+pub(super) fn rollout(
+    context: &Context,
+    function: &FunctionName,
+    alias: &AliasName,
+    abort: bool,
+) -> Result<()> {
+    let path = format!("/api/v1/functions/{function}/aliases/{alias}/rollouts");
+    let client = context.client()?;
+    if abort {
+        let answer = client.delete(&path)?;
+        let text = |answer: &Value| format!("{function}@{alias} {}", catalog::place(answer));
+        return context.ui.result(&answer, text);
+    }
+    context.ui.result(&client.get(&path)?, told)
+}
+
+/// Shows where an alias has pointed, latest first.
+pub(super) fn history(context: &Context, function: &FunctionName, alias: &AliasName) -> Result<()> {
+    let path = format!("/api/v1/functions/{function}/aliases/{alias}/history");
+    let columns = [
+        ("SINCE", "/at"),
+        ("VERSION", "/version"),
+        ("WEIGHTS", "/weights"),
+        ("MODELS", "/models"),
+        ("CAUSE", "/cause"),
+        ("REASON", "/reason"),
+    ];
+    let answer = context.client()?.get(&path)?;
+    context.ui.result(&answer, |answer| table(rows(answer, "history"), &columns))
 }
 
 /// Begins a rollout on `live`.

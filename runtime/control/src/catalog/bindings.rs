@@ -175,38 +175,51 @@ impl Draft<'_> {
         Arc::new(settle(&self.next, tenant, versions.map(|version| &version.manifest)))
     }
 
-    /// The models of an alias's earlier places that are no more.
+    /// The models of an alias's earlier places that are no more, and what their names mean now.
     pub(super) fn gone_models(
         &self,
         tenant: &TenantName,
         name: &FunctionName,
         alias: &AliasName,
-    ) -> BTreeSet<(String, u32)> {
+    ) -> BTreeMap<(String, u32), Option<u32>> {
         let function = self.next.function(tenant, name);
         let history = function
             .and_then(|function| function.versions.alias(alias))
             .map_or(&[][..], |alias| &alias.history);
-        let is_gone = |key: &str, version: u32| {
-            let key = model_key(tenant, key, version);
-            let model = key.as_ref().and_then(|key| self.next.model(&key.tenant, &key.model));
-            model.is_none_or(|model| model.versions.get(version).is_none())
+        let meaning = |key: &String, version: &u32| {
+            let ModelRef { owner, name, selector } = key.parse().ok()?;
+            let owner = owner.unwrap_or_else(|| tenant.clone());
+            let model = self.next.model(&owner, &name);
+            if model.is_some_and(|model| model.versions.get(*version).is_some()) {
+                return None;
+            }
+            let Selector::Alias(alias) = selector.unwrap_or_default() else { return None };
+            let now = Binding { owner, model: name, alias }.version(&self.next, tenant);
+            Some(((key.clone(), *version), now))
         };
-        history
-            .iter()
-            .flat_map(|earlier| earlier.models.iter())
-            .filter(|(key, version)| is_gone(key, **version))
-            .map(|(key, version)| (key.clone(), *version))
-            .collect()
+        let models = history.iter().flat_map(|earlier| earlier.models.iter());
+        models.filter_map(|(key, version)| meaning(key, version)).collect()
     }
 
-    /// The versions of a model that functions of its owner would load today.
-    pub(super) fn placed(&self, owner: &TenantName, model: &ModelName) -> BTreeSet<u32> {
+    /// The versions of a model that functions of its owner would load today, but for those that they will no longer
+    /// mean when this alias of the model has moved.
+    pub(super) fn placed(
+        &self,
+        owner: &TenantName,
+        model: &ModelName,
+        moving: Option<&AliasName>,
+    ) -> BTreeSet<u32> {
+        let moving = moving.map(|alias| {
+            let binding =
+                Binding { owner: owner.clone(), model: model.clone(), alias: alias.clone() };
+            binding.key(owner)
+        });
         let functions = self.next.tenant(owner).into_iter().flat_map(|t| t.functions.values());
         let aliases = functions.flat_map(|function| function.versions.aliases());
         let of_model = |key: &str| key.split('@').next() == Some(model.as_str());
         aliases
             .flat_map(|(_, alias)| alias.now.models.iter())
-            .filter(|(key, _)| of_model(key))
+            .filter(|(key, _)| of_model(key) && moving.as_ref() != Some(*key))
             .map(|(_, version)| *version)
             .collect()
     }

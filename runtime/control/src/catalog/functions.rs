@@ -162,6 +162,9 @@ impl Catalog {
             let gone = draft.gone_models(tenant, name, alias);
             draft.edit_function(tenant, name, |function| {
                 let versions = &mut function.versions;
+                if let Some(there) = versions.alias_mut(alias) {
+                    there.mend(&gone);
+                }
                 if let Some(stable) = versions.end_rollout(alias, now)
                     && to.is_none_or(|to| to == stable)
                     && let Some(there) = versions.alias_mut(alias)
@@ -175,11 +178,7 @@ impl Catalog {
                     Some(to) => *target == Target::Version(to),
                     None => !target.versions().iter().any(|version| failed.contains(version)),
                 };
-                versions.roll_back(alias, Some(now), is_meant)?;
-                let there = versions.alias_mut(alias);
-                let there = there.ok_or(CatalogError::NotFound { what: "alias" })?;
-                there.forget(&gone);
-                Ok(there.now.clone())
+                versions.roll_back(alias, Some(now), is_meant)
             })
         })
     }

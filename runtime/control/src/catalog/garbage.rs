@@ -90,7 +90,7 @@ impl Catalog {
         let writer = self.lock();
         // After a failed transaction the store may name more than the snapshot does: the next mutation finds out.
         // A closed store may be another process's.
-        if writer.stale || writer.closed { Ok(0) } else { Ok(self.sweep(&writer)?) }
+        if writer.stale || self.is_closed() { Ok(0) } else { Ok(self.sweep(&writer)?) }
     }
 
     /// The writer is asked for as proof that the mutex is held.

@@ -54,7 +54,8 @@ impl Catalog {
                 return Ok(PutOutcome::Unchanged(newest));
             }
             ensure_model(draft, tenant, name)?;
-            let placed = draft.placed(tenant, name);
+            let live = AliasName::live();
+            let placed = draft.placed(tenant, name, activate.then_some(&live));
             let is_placed = |number: u32| placed.contains(&number);
             let (version, pruned) = draft.edit_model(tenant, name, |model| {
                 let versions = &mut model.versions;
@@ -118,7 +119,7 @@ impl Catalog {
     ) -> Result<Vec<u32>, CatalogError> {
         retention.check()?;
         self.mutate(|draft| {
-            let placed = draft.placed(tenant, name);
+            let placed = draft.placed(tenant, name, None);
             let retired = draft.edit_model(tenant, name, |model| {
                 retention.check_versions(&model.versions)?;
                 model.retention = retention;
@@ -155,7 +156,7 @@ impl Catalog {
         version: u32,
     ) -> Result<(), CatalogError> {
         self.mutate(|draft| {
-            if draft.placed(tenant, name).contains(&version) {
+            if draft.placed(tenant, name, None).contains(&version) {
                 return Err(CatalogError::Placed { version });
             }
             draft.edit_model_versions(tenant, name, |versions| versions.remove(version))?;

@@ -1,9 +1,6 @@
 //! Where an alias points, has pointed and why, and how it comes to point elsewhere.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use sandpiper_domain::Grant;
 use serde::{Deserialize, Serialize};
@@ -160,11 +157,20 @@ impl Alias {
         false
     }
 
-    /// Leaves these models to be found at each load: they are gone.
-    pub(super) fn forget(&mut self, gone: &BTreeSet<(String, u32)>) {
-        if !gone.is_empty() {
-            let models = self.now.models.iter().map(|(key, version)| (key.clone(), *version));
-            self.now.models = Arc::new(models.filter(|model| !gone.contains(model)).collect());
+    /// Puts what the names of these models mean now in the place of the versions that are gone.
+    pub(super) fn mend(&mut self, gone: &BTreeMap<(String, u32), Option<u32>>) {
+        if gone.is_empty() {
+            return;
+        }
+        let mended = |(key, version): (&String, &u32)| {
+            let (key, version) = (key.clone(), *version);
+            match gone.get(&(key.clone(), version)) {
+                None => Some((key, version)),
+                Some(now) => now.map(|now| (key, now)),
+            }
+        };
+        for earlier in &mut self.history {
+            earlier.models = Arc::new(earlier.models.iter().filter_map(mended).collect());
         }
     }
 
@@ -193,5 +199,103 @@ impl Alias {
             None => Placement { target: stable, models: models.clone(), ..self.now.clone() },
         };
         Some((rollout, models))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::Duration;
+
+    use super::*;
+    use crate::Health;
+
+    const AT: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    /// One thing that happens to an alias.
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Go(u32),
+        ModelMoves(u32),
+        Back,
+        Begin(u32),
+        End,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (1u32..5).prop_map(Step::Go),
+            (1u32..5).prop_map(Step::ModelMoves),
+            Just(Step::Back),
+            (1u32..5).prop_map(Step::Begin),
+            Just(Step::End),
+        ]
+    }
+
+    fn with_model(alias: &Alias, version: u32) -> Placement {
+        let models = Arc::new(BTreeMap::from([("m".to_owned(), version)]));
+        Placement { models, ..alias.now.clone() }
+    }
+
+    fn take(alias: &mut Alias, step: Step) {
+        match step {
+            Step::Go(version) => {
+                alias.end(RolloutEnd::Aborted, AT);
+                alias.go(Target::Version(version).into());
+            }
+            Step::ModelMoves(version) => alias.go(with_model(alias, version)),
+            Step::Back => {
+                if alias.end(RolloutEnd::Aborted, AT).is_none() {
+                    alias.go_back(None, |_| true);
+                }
+            }
+            Step::Begin(candidate) => {
+                let Target::Version(stable) = *alias.target() else { return };
+                if stable != candidate {
+                    let health = Health::default();
+                    let bake_until = AT + Duration::MINUTE;
+                    let (began_at, percent) = (AT, 10);
+                    let rollout =
+                        Rollout { stable, candidate, percent, began_at, bake_until, health };
+                    let target = Target::Weights([(stable, 90), (candidate, 10)].into());
+                    alias.begin(rollout, target.into());
+                }
+            }
+            Step::End => {
+                let stable = alias.rollout.as_ref().map(|rollout| rollout.stable);
+                alias.end(RolloutEnd::Promoted, AT);
+                if let Some(stable) = stable {
+                    assert_eq!(*alias.target(), Target::Version(stable));
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_split_is_there_while_its_rollout_is(steps in proptest::collection::vec(step(), 0..60)) {
+            let mut alias = Alias::new(Target::Version(1).into());
+            for step in steps {
+                take(&mut alias, step);
+                let splits = matches!(alias.target(), Target::Weights(_));
+                prop_assert_eq!(splits, alias.rollout.is_some());
+                let earlier = alias.history.iter().filter(|p| matches!(p.target, Target::Weights(_)));
+                prop_assert!(alias.rollout.is_some() || earlier.count() == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_history_is_bounded_by_its_places_and_by_the_models_they_name() {
+        let mut alias = Alias::new(Target::Version(1).into());
+        for version in 0..2 * HISTORY_MAX as u32 {
+            alias.go(with_model(&alias, version));
+        }
+        assert_eq!(alias.history.len(), HISTORY_MAX);
+        let many = |version| (0..250).map(move |number| (format!("m{number}"), version)).collect();
+        for version in 0..10 {
+            alias.go(Placement { models: Arc::new(many(version)), ..alias.now.clone() });
+        }
+        assert_eq!(alias.history.len(), HISTORY_MODELS_MAX / 250);
     }
 }

@@ -2,6 +2,7 @@
 
 mod admit;
 mod band;
+mod expect;
 mod fill;
 
 use std::{

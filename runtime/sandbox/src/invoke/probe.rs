@@ -39,10 +39,9 @@ impl Sandboxes {
         let (share, activity) = (grant.tenant.share(), Arc::new(Unmetered));
         let terms = Terms { grant: grant.clone(), share, activity, deadline };
         let state = State::new(terms, self.models.clone(), shared.clone(), log);
-        let observer: Option<Box<dyn Observer>> = Some(Box::new(Unheard));
-        let report = Report { observer, usage: Usage::default(), shared };
-        let mut sandbox = Sandbox::new(self, state, report);
-        let Some(store) = &mut sandbox.store else { return Err(Fault::Saturated) };
+        let report = Report::new(Box::new(Unheard), shared);
+        let mut sandbox = Sandbox::new(self, state, None, report);
+        let Some(store) = sandbox.store() else { return Err(Fault::Saturated) };
         let made = code.pre.instantiate_async(store).await.is_ok();
         drop(sandbox);
         if made { Ok(began.elapsed()) } else { Err(Fault::Saturated) }

@@ -14,15 +14,18 @@ use governor::{
     DefaultDirectRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
 };
+use sandpiper_control::Owner;
 use sandpiper_domain::{Lane, TenantLimits};
 use tokio::sync::Semaphore;
 
 use crate::budget::TenantBytes;
 
 mod gate;
+mod meter;
 
 pub(crate) use gate::{Crowd, Entry};
 use gate::{FunctionPlaces, Places};
+pub(crate) use meter::{Account, Habits, Meter, Transferred};
 
 /// Why a request was turned away, and when it may come again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,10 @@ pub(crate) enum Cause {
     QueueFull,
     /// It waited, and its turn did not come.
     Waited,
+    /// This part of the month's budget is used up.
+    Budget(&'static str),
+    /// Models are asked for so much that the function could not be answered in time.
+    Inference,
 }
 
 impl Refusal {
@@ -56,6 +63,8 @@ impl Cause {
             Cause::Rate => "rate_limited",
             Cause::QueueFull => "queue_full",
             Cause::Waited => "queue_timeout",
+            Cause::Budget(_) => "budget_exhausted",
+            Cause::Inference => "inference_saturated",
         }
     }
 
@@ -64,6 +73,11 @@ impl Cause {
             Cause::Rate => "the tenant sends requests faster than its limit",
             Cause::QueueFull => "as many requests run and wait as the tenant's limits allow",
             Cause::Waited => "the request waited too long for its turn",
+            Cause::Budget("requests") => "the tenant has used up its requests of this month",
+            Cause::Budget("cpu_s") => "the tenant has used up its CPU time of this month",
+            Cause::Budget("memory_gib_s") => "the tenant has used up its memory of this month",
+            Cause::Budget(_) => "the tenant has used up its inference time of this month",
+            Cause::Inference => "more inferences wait than could be answered in time",
         }
     }
 }
@@ -109,6 +123,7 @@ const FOLLOWERS_MAX: usize = 16;
 pub(crate) struct TenantAdmission {
     limits: TenantLimits,
     places: Arc<Places>,
+    pub(crate) account: Account,
     /// A generic cell rate algorithm: ITU-T I.371, annex A.
     rate: Option<DefaultDirectRateLimiter>,
     pub(crate) uploads: Arc<Semaphore>,
@@ -127,6 +142,7 @@ impl TenantAdmission {
         bytes: Arc<TenantBytes>,
         parsers: usize,
         pressure: Arc<Pressure>,
+        account: Account,
     ) -> Self {
         let rate = limits.rate.and_then(|rate| {
             let quota = Quota::per_second(NonZeroU32::new(rate.per_s)?);
@@ -135,6 +151,7 @@ impl TenantAdmission {
         TenantAdmission {
             limits,
             places: Arc::new(Places::new(&limits, pressure)),
+            account,
             rate,
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
@@ -144,9 +161,9 @@ impl TenantAdmission {
         }
     }
 
-    /// Whether it was made for these limits.
-    pub(crate) fn is_for(&self, limits: &TenantLimits) -> bool {
-        self.limits == *limits
+    /// Whether it was made for this tenant, and not for an earlier one of its name, with these limits.
+    pub(crate) fn is_for(&self, owner: &Owner, limits: &TenantLimits) -> bool {
+        self.limits == *limits && self.account.owner == *owner
     }
 
     /// A gate of one of the tenant's functions, for as many alive at once.
@@ -161,17 +178,19 @@ impl TenantAdmission {
 
     /// Lets one request of a function in.
     pub(crate) async fn enter(&self, function: &Gate, lane: Lane) -> Result<Arc<Entry>, Refusal> {
-        self.check_rate().map_err(told)?;
+        self.check().map_err(told)?;
         self.places.enter(Some(function), lane).await.map(Arc::new).map_err(told)
     }
 
     /// Lets one inference in that comes without a function.
     pub(crate) async fn enter_inference(&self) -> Result<Entry, Refusal> {
-        self.check_rate().map_err(told)?;
+        self.check().map_err(told)?;
         self.places.enter(None, Lane::Interactive).await.map_err(told)
     }
 
-    fn check_rate(&self) -> Result<(), Refusal> {
+    /// Budget and rate.
+    fn check(&self) -> Result<(), Refusal> {
+        self.account.check(self.limits.budget)?;
         let Some(rate) = &self.rate else { return Ok(()) };
         rate.check().map_err(|early| Refusal {
             cause: Cause::Rate,
@@ -181,7 +200,7 @@ impl TenantAdmission {
 }
 
 /// Counts a refusal.
-fn told(refusal: Refusal) -> Refusal {
+pub(crate) fn told(refusal: Refusal) -> Refusal {
     metrics::counter!("sandpiper_admission_refused_total", "reason" => refusal.cause.code())
         .increment(1);
     refusal
@@ -190,6 +209,7 @@ fn told(refusal: Refusal) -> Refusal {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
+    use sandpiper_control::{Amounts, Ledger, Month};
     use sandpiper_domain::{Band, Budget, RateLimit};
 
     use super::*;
@@ -218,7 +238,15 @@ mod tests {
             ByteBudget::new(1 << 20).tenant(),
             1,
             Arc::new(Pressure::new(2)),
+            account(),
         )
+    }
+
+    fn account() -> Account {
+        let now = time::OffsetDateTime::UNIX_EPOCH;
+        let owner = Owner::new("acme".parse().unwrap(), now);
+        let ledger = Ledger::new(Month::of(now), Amounts::default());
+        Account { owner, ledger: Arc::new(ledger) }
     }
 
     fn cause(answer: Result<Arc<Entry>, Refusal>) -> Option<Cause> {

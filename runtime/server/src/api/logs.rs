@@ -77,15 +77,15 @@ pub(super) async fn show(
     Ok(Sse::new(follow(app, log, followed, permit)).keep_alive(keep_alive).into_response())
 }
 
-/// What must go on being true for a log to be followed.
-struct Followed {
-    tenant: TenantName,
-    function: FunctionName,
-    principal: Principal,
+/// What must go on being true for a function to be followed.
+pub(super) struct Followed {
+    pub(super) tenant: TenantName,
+    pub(super) function: FunctionName,
+    pub(super) principal: Principal,
 }
 
 impl Followed {
-    fn is_allowed(&self, app: &App) -> bool {
+    pub(super) fn is_allowed(&self, app: &App) -> bool {
         let snapshot = app.catalog.snapshot();
         let key_is_valid = match &self.principal {
             Principal::Operator => true,

@@ -180,10 +180,18 @@ async fn metrics(State(app): State<Arc<App>>, caller: Caller) -> Reply {
 /// The metrics in Prometheus' text format, version 0.0.4.
 pub(crate) fn metrics_response(app: &App) -> http::Response<EdgeBody> {
     metrics::gauge!("sandpiper_sandboxes").set(app.sandboxes.alive() as f64);
+    metrics::gauge!("sandpiper_sandboxes_ready").set(app.scaling.ready() as f64);
+    metrics::gauge!("sandpiper_code_resident").set(app.scaling.codes.resident() as f64);
     metrics::gauge!("sandpiper_inference_queue_depth").set(app.inference.queue_depth() as f64);
     metrics::gauge!("sandpiper_models_loaded").set(app.inference.model_count() as f64);
     metrics::gauge!("sandpiper_models_bytes").set(app.inference.models_bytes() as f64);
     metrics::gauge!("sandpiper_response_cache_bytes").set(app.inference.responses_bytes() as f64);
+    let crowd = app.crowd();
+    metrics::gauge!("sandpiper_running").set(f64::from(crowd.running));
+    metrics::gauge!("sandpiper_suspended").set(f64::from(crowd.suspended));
+    for (lane, waiting) in ["interactive", "job", "batch"].into_iter().zip(crowd.waiting) {
+        metrics::gauge!("sandpiper_admission_waiting", "lane" => lane).set(f64::from(waiting));
+    }
     let text = app.metrics.render() + &app.model_metrics.render(app);
     let mut response = http::Response::new(EdgeBody::full(Bytes::from(text)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

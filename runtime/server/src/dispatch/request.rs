@@ -14,9 +14,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header, uri::PathAndQuery};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use sandpiper_control::Counted;
 
 use super::route::Target;
 use crate::{
+    admission::Transferred,
     edge::Peer,
     respond::{Problem, REQUEST_ID},
 };
@@ -49,7 +51,8 @@ pub(super) fn for_guest(
     // A body whose length is known is not read further than that by hyper.
     let overflow = body.size_hint().exact().is_none().then(Arc::<AtomicBool>::default);
     let left = overflow.clone().map(|overflow| (limit, overflow));
-    Ok((Request::from_parts(parts, RequestBody { body, left }), overflow))
+    let taken = Transferred::new(target.runtime.meter.clone(), Counted::BytesIn);
+    Ok((Request::from_parts(parts, RequestBody { body, left, taken }), overflow))
 }
 
 /// Sees to it that there is one `host` header, whatever the protocol calls it: HTTP/2 puts it in the URI, HTTP/1.0 may
@@ -108,6 +111,7 @@ fn set_forwarded(headers: &mut HeaderMap, peer: &Peer) {
 pub(super) struct RequestBody {
     body: Incoming,
     left: Option<(u64, Arc<AtomicBool>)>,
+    taken: Transferred,
 }
 
 /// Why a guest could not read on.
@@ -142,6 +146,8 @@ impl Body for RequestBody {
                 }
             }
         }
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        self.taken.add(bytes);
         Poll::Ready(Some(Ok(frame)))
     }
 

@@ -8,20 +8,25 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use sandpiper_control::FunctionVersion;
-use sandpiper_domain::{Band, Fault, Grant, Lane, Share, TenantName, Usage};
-use sandpiper_sandbox::{FunctionCode, Invocation, Observer, Outcome};
+use sandpiper_control::{Counted, FunctionVersion};
+use sandpiper_domain::{Band, Fault, Grant, Lane, Mode, Share, TenantName, Usage};
+use sandpiper_sandbox::{FunctionCode, Invocation, Keeper, Observer, Outcome, Source};
 
 use crate::{
-    admission::Entry,
+    admission::{Cause, Entry, Refusal, Transferred, told},
     app::App,
     edge::EdgeBody,
+    fleet::Running,
     functions::FunctionRuntime,
     respond::{ERROR_HEADER, Problem},
 };
 
 /// How long a request waits for code that has to be loaded or compiled first.
 const CODE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// When to come again where the queue of inferences is full, and the most that is told where it is slow.
+const INFERENCE_RETRY: Duration = Duration::from_secs(1);
+const INFERENCE_RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// One invocation, whoever asked for it: a client, a job or a shard.
 pub(crate) struct Work {
@@ -44,25 +49,39 @@ where
 {
     let began = Instant::now();
     let Work { version, grant, runtime, lane, request_id } = work;
-    let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
-    let code = code(app, &runtime, &version).await?;
     let share = match lane {
         Lane::Batch => Share { band: Band::Low, ..grant.tenant.share() },
         Lane::Interactive | Lane::Job => grant.tenant.share(),
     };
+    check_inference(app, &runtime, &grant, share)?;
+    let waiting = runtime.fleet.wait();
+    let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
+    drop(waiting);
+    let (running, ready) = Running::begin(&runtime, &grant, entry.clone());
+    let source = match ready {
+        Some(sandbox) => Source::Ready(sandbox),
+        None => Source::Fresh(code(app, &runtime, &version).await?),
+    };
+    let keeper = (runtime.fleet.mode == Mode::Reused).then(|| {
+        let running = running.clone();
+        Box::new(move |sandbox| running.keep(sandbox)) as Keeper
+    });
     let access = app.settings.access_log.then(|| Access::of(&grant, &version, &request_id));
-    let observer = Box::new(End { runtime: runtime.clone(), began, access, _entry: entry.clone() });
+    let observer =
+        Box::new(End { running: running.clone(), lane, began, access, _entry: entry.clone() });
     let invocation = Invocation {
         grant,
         log: runtime.log.clone(),
         request_id,
         share,
-        activity: entry.clone(),
+        activity: running,
         observer,
+        keeper,
     };
-    let mut response = app.sandboxes.invoke(code, request, invocation).await?;
+    let mut response = app.sandboxes.invoke(source, request, invocation).await?;
     if response.status().is_informational() {
         // Not the last word of any exchange, and no function may switch protocols.
+        runtime.window.failed();
         return Err(Fault::NoResponse.into());
     }
     if response.status().is_server_error() {
@@ -71,15 +90,34 @@ where
     // This header is ours to set.
     response.headers_mut().remove(ERROR_HEADER);
     // The places are kept until the client has the whole response, which is in memory until then.
-    Ok(response.map(|body| EdgeBody::Guest { body, _places: entry }))
+    let sent = Transferred::new(runtime.meter.clone(), Counted::BytesOut);
+    Ok(response.map(|body| EdgeBody::Guest { body, sent, _places: entry }))
+}
+
+/// Turns away what would only wait in a sandbox for a model, and in vain.
+fn check_inference(
+    app: &App,
+    runtime: &FunctionRuntime,
+    grant: &Grant,
+    share: Share,
+) -> Result<(), Refusal> {
+    if !runtime.habits.asks_models() {
+        return Ok(());
+    }
+    let wait = app.inference.expected_wait(&grant.models.tenant, share);
+    if wait.is_some_and(|wait| wait < Duration::from_millis(grant.sandbox.wall_ms)) {
+        return Ok(());
+    }
+    let retry_after = wait.unwrap_or(INFERENCE_RETRY).min(INFERENCE_RETRY_MAX);
+    Err(told(Refusal { cause: Cause::Inference, retry_after }))
 }
 
 /// The function's code; it compiled when it was deployed, so that a failure is the node's.
-async fn code<'a>(
+async fn code(
     app: &Arc<App>,
-    runtime: &'a FunctionRuntime,
+    runtime: &Arc<FunctionRuntime>,
     version: &FunctionVersion,
-) -> Result<&'a FunctionCode, Problem> {
+) -> Result<Arc<FunctionCode>, Problem> {
     let ready = runtime.code(version, &app.sandboxes, &app.catalog);
     let unavailable = |cause: &dyn std::fmt::Display| {
         tracing::error!(tenant = %version.grant.models.tenant, function = %version.manifest.name, %cause, "no code");
@@ -93,7 +131,8 @@ async fn code<'a>(
 
 /// What is left to do when the sandbox is gone: measure, and let the next request in.
 struct End {
-    runtime: Arc<FunctionRuntime>,
+    running: Arc<Running>,
+    lane: Lane,
     began: Instant,
     access: Option<Access>,
     _entry: Arc<Entry>,
@@ -119,8 +158,18 @@ impl Access {
 impl Observer for End {
     fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
         let took = self.began.elapsed();
-        self.runtime.metrics.record(outcome, &usage, took);
-        self.runtime.window.record(outcome, took);
+        let runtime = self.running.runtime();
+        runtime.metrics.record(outcome, &usage, took);
+        runtime.window.record(outcome, took);
+        runtime.meter.invoked(outcome, &usage, self.lane);
+        if outcome == Outcome::Completed {
+            runtime.habits.learn(&usage);
+        }
+        self.running.end(match outcome {
+            Outcome::Completed => "served_out",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Faulted(_) => "fault",
+        });
         let Some(access) = &self.access else { return };
         let outcome = match outcome {
             Outcome::Completed => "completed",

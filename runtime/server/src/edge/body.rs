@@ -12,7 +12,11 @@ use http_body::{Body, Frame, SizeHint};
 use sandpiper_sandbox::GuestBody;
 
 use super::held::Held;
-use crate::{admission::Entry, oip::Place, respond::ERROR_HEADER};
+use crate::{
+    admission::{Entry, Transferred},
+    oip::Place,
+    respond::ERROR_HEADER,
+};
 
 /// Answers up to here are handed to the connection at once: it takes them within its window of flow control.
 const HELD_WHOLE_BYTES_MAX: usize = 60 * 1024;
@@ -23,6 +27,7 @@ pub(crate) enum EdgeBody {
     /// Keeps the request's places in the gates until it is read or dropped.
     Guest {
         body: GuestBody,
+        sent: Transferred,
         _places: Arc<Entry>,
     },
     /// An inference's answer, which keeps its place in the tenant's gate in the same way.
@@ -68,13 +73,14 @@ impl Body for EdgeBody {
             EdgeBody::Full(bytes) | EdgeBody::Held { bytes, .. } => {
                 Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
             }
-            EdgeBody::Guest { body, .. } => {
+            EdgeBody::Guest { body, sent, .. } => {
                 let mut frame = Pin::new(body).poll_frame(context);
-                if let Poll::Ready(Some(Ok(frame))) = &mut frame
-                    && let Some(trailers) = frame.trailers_mut()
-                {
-                    // This header is ours to set.
-                    trailers.remove(ERROR_HEADER);
+                if let Poll::Ready(Some(Ok(frame))) = &mut frame {
+                    sent.add(frame.data_ref().map_or(0, Bytes::len));
+                    if let Some(trailers) = frame.trailers_mut() {
+                        // This header is ours to set.
+                        trailers.remove(ERROR_HEADER);
+                    }
                 }
                 frame.map(|frame| frame.map(|f| f.map_err(Into::into)))
             }

@@ -95,6 +95,7 @@ impl From<KeyError> for OipError {
 
 impl From<Refusal> for OipError {
     fn from(refusal: Refusal) -> Self {
-        OipError::TooManyRequests(refusal.cause.text().to_owned())
+        let (message, retry_after_s) = (refusal.cause.text().to_owned(), refusal.retry_after_s());
+        OipError::TooManyRequests { message, retry_after_s }
     }
 }

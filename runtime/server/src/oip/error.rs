@@ -19,8 +19,12 @@ pub(crate) enum OipError {
         retry_after_s: u32,
     },
     /// A limit of the tenant itself.
-    #[error("{0}")]
-    TooManyRequests(String),
+    #[error("{message}")]
+    TooManyRequests {
+        message: String,
+        /// When there may be room again.
+        retry_after_s: u32,
+    },
     /// No key, or one that is none.
     #[error("{0}")]
     Unauthenticated(String),
@@ -67,6 +71,10 @@ impl OipError {
         OipError::Unavailable { message: message.into(), retry_after_s: 1 }
     }
 
+    pub(crate) fn too_many(message: impl Into<String>) -> Self {
+        OipError::TooManyRequests { message: message.into(), retry_after_s: 1 }
+    }
+
     pub(crate) fn unknown_model(name: &str, version: Option<&str>) -> Self {
         let name = shown(name);
         OipError::NotFound(match version {
@@ -102,7 +110,7 @@ impl OipError {
             OipError::InvalidArgument(_) => "invalid_argument",
             OipError::NotFound(_) => "not_found",
             OipError::Unavailable { .. } => "unavailable",
-            OipError::TooManyRequests(_) => "too_many_requests",
+            OipError::TooManyRequests { .. } => "too_many_requests",
             OipError::Unauthenticated(_) => "unauthenticated",
             OipError::PermissionDenied(_) => "missing_scope",
             OipError::Unsupported(_) => "unsupported",
@@ -129,7 +137,7 @@ impl From<InferenceError> for OipError {
             InferenceError::Saturated | InferenceError::Unavailable(_) => {
                 OipError::unavailable(text)
             }
-            InferenceError::TenantSaturated => OipError::TooManyRequests(text),
+            InferenceError::TenantSaturated => OipError::too_many(text),
             InferenceError::Unmeetable { retry_after } => {
                 let retry_after_s = retry_after.as_secs_f64().ceil().clamp(1.0, 3600.0) as u32;
                 OipError::Unavailable { message: text, retry_after_s }

@@ -41,8 +41,8 @@ impl From<NoRoom> for OipError {
                  or ask for outputs as binary data"
                     .to_owned(),
             ),
-            NoRoom::Tenant => OipError::TooManyRequests(
-                "the tenant's requests and answers take all of its memory; try again when some are done".to_owned(),
+            NoRoom::Tenant => OipError::too_many(
+                "the tenant's requests and answers take all of its memory; try again when some are done",
             ),
             NoRoom::Node => OipError::unavailable(
                 "requests and answers take all of the node's memory for them; try again shortly",

@@ -75,7 +75,7 @@ impl From<OipError> for Failure {
             OipError::InvalidArgument(_) => StatusCode::BAD_REQUEST,
             OipError::NotFound(_) => StatusCode::NOT_FOUND,
             OipError::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            OipError::TooManyRequests(_) => StatusCode::TOO_MANY_REQUESTS,
+            OipError::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
             OipError::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             OipError::PermissionDenied(_) => StatusCode::FORBIDDEN,
             OipError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
@@ -85,7 +85,7 @@ impl From<OipError> for Failure {
         };
         let retry_after_s = match error {
             OipError::Unavailable { retry_after_s, .. } => Some(retry_after_s),
-            OipError::TooManyRequests(_) => Some(1),
+            OipError::TooManyRequests { retry_after_s, .. } => Some(retry_after_s),
             _ => None,
         };
         let (code, message) = (error.code(), error.to_string());

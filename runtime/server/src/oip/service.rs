@@ -6,7 +6,8 @@ use std::{
 };
 
 use sandpiper_domain::{
-    Band, BriefRuns, InferenceRequest, Model, ModelRef, NamedTensor, Scope, Selector, TensorSpec,
+    Band, BriefRuns, InferenceError, InferenceRequest, Model, ModelRef, NamedTensor, Scope,
+    Selector, TensorSpec,
 };
 
 use super::{Caller, OipError, error::shown};
@@ -222,7 +223,14 @@ async fn run(
         batch_with_others,
         brief: BriefRuns::Here,
     };
-    let output = model.infer(request).await?;
+    let account = app.admission(&caller.tenant).account.clone();
+    let output = model.infer(request).await.inspect_err(|error| {
+        // The others were turned away.
+        if matches!(error, InferenceError::Runtime(_) | InferenceError::Timeout) {
+            account.inferred(Duration::ZERO, Duration::ZERO, true);
+        }
+    })?;
+    account.inferred(output.queued, output.computed, false);
     if let Some(access) = access {
         (access.queued, access.computed) = (output.queued, output.computed);
     }

@@ -60,3 +60,34 @@ pub(crate) fn hang(exchange: Exchange) {
     monotonic_clock::subscribe_duration(10 * 24 * 3_600 * 1_000_000_000).block();
     exchange.text("good morning");
 }
+
+/// Answers with the count of requests and leaves something behind: `?kind=fields`, `tensor` or `memory` (`?mib=`), or
+/// nothing.
+pub(crate) fn keep(exchange: Exchange, query: &Query, count: u32) {
+    match query.get("kind") {
+        Some("fields") => std::mem::forget(Fields::new()),
+        Some("tensor") => std::mem::forget(nn::small_tensor()),
+        Some("memory") => {
+            std::mem::forget(black_box(vec![1u8; (query.number("mib", 1) as usize) << 20]));
+        }
+        _ => {}
+    }
+    exchange.text(&count.to_string());
+}
+
+/// Works for `?ms=` by the clock, then answers with the count of requests.
+pub(crate) fn burn(exchange: Exchange, query: &Query, count: u32) {
+    let began = monotonic_clock::now();
+    while monotonic_clock::now() - began < query.number("ms", 10) * 1_000_000 {
+        for turn in 0..1_000u32 {
+            black_box(turn);
+        }
+    }
+    exchange.text(&count.to_string());
+}
+
+/// Sleeps for `?ms=`, then answers with the count of requests.
+pub(crate) fn sleep(exchange: Exchange, query: &Query, count: u32) {
+    monotonic_clock::subscribe_duration(query.number("ms", 10) * 1_000_000).block();
+    exchange.text(&count.to_string());
+}

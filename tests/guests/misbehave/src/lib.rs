@@ -2,13 +2,13 @@
 //!
 //! | module | paths |
 //! |---|---|
-//! | `exhaust` | `/spin` `/spin-alloc` `/grow` `/recurse` `/handles` `/hang` |
+//! | `exhaust` | `/spin` `/spin-alloc` `/grow` `/recurse` `/handles` `/hang` `/keep` `/burn` `/sleep` |
 //! | `end` | `/trap` `/exit` `/no-response` `/trap-after-head` `/status` `/bad-header` |
 //! | `io` | `/echo` `/body-size` `/stream` `/big` `/log` `/log-empty` `/env` `/random` `/clock` |
 //! | `reach` | `/egress` `/sockets` `/fs` |
 //! | `nn` | `/tensor` `/slow-infer` |
-//! | `job` | `/job` |
 //! | `flow` | `/pipe` `/drain` `/sse` `/trailers` `/late` `/slow-read` |
+//! | `job` | `/job` |
 //! | here | `/ok` `/counter` |
 
 mod end;
@@ -49,6 +49,9 @@ impl wasip2::exports::http::incoming_handler::Guest for Misbehave {
             "/recurse" => exchange.text(&exhaust::recurse(1).to_string()),
             "/handles" => exhaust::handles(&query),
             "/hang" => exhaust::hang(exchange),
+            "/keep" => exhaust::keep(exchange, &query, count),
+            "/burn" => exhaust::burn(exchange, &query, count),
+            "/sleep" => exhaust::sleep(exchange, &query, count),
 
             "/trap" => end::trap(),
             "/exit" => end::exit(&query),

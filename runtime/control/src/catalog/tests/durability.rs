@@ -61,6 +61,31 @@ fn everything_is_there_after_a_restart() {
 }
 
 #[test]
+fn a_closed_catalog_is_anothers_to_change() {
+    let (house, text) = busy_house();
+    assert!(matches!(open(house.home.path()), Err(OpenError::Locked)));
+    house.close();
+    house.close();
+    let before = everything(&house);
+    let refused = house.create_tenant(&tenant("late"), &tier("free"), now());
+    assert!(matches!(refused, Err(CatalogError::Closed)), "{refused:?}");
+    // What it still knows, it still tells.
+    assert_eq!(everything(&house), before);
+    assert!(house.find_key(text.expose(), now()).is_ok());
+    let other = open(house.home.path()).unwrap();
+    other.create_tenant(&tenant("new"), &tier("free"), now()).unwrap();
+    // A blob that this catalog knows nothing of is not garbage to it.
+    other.put_blob(b"somebody else's").unwrap();
+    assert_eq!(house.collect_garbage().unwrap(), 0);
+    assert!(matches!(Catalog::reopen(&house), Err(OpenError::Locked)));
+    drop(other);
+    Catalog::reopen(&house).unwrap();
+    assert!(house.snapshot().tenant(&tenant("new")).is_some());
+    house.create_tenant(&tenant("late"), &tier("free"), now()).unwrap();
+    assert!(matches!(open(house.home.path()), Err(OpenError::Locked)));
+}
+
+#[test]
 fn everything_is_there_after_a_kill() {
     let (house, text) = busy_house();
     let revived = house.killed_now();

@@ -138,6 +138,28 @@ fn a_model_that_is_settled_on_makes_no_room_for_others() {
 }
 
 #[test]
+fn a_model_makes_room_for_the_one_that_takes_its_place() {
+    let house = House::new("free");
+    house.upload(&acme(), "m", b"1");
+    deploy(&house, b"a", &[("m", "live")]);
+    house.set_model_retention(&acme(), &model("m"), Retention::Latest(1)).unwrap();
+    house.upload(&acme(), "m", b"2");
+    let snapshot = house.snapshot();
+    assert_eq!(snapshot.model(&acme(), &model("m")).unwrap().versions.len(), 1);
+    assert_eq!(loads(&house, 0, "m"), Some(2));
+    // There is no model to go back to any more, and nothing else to go back for.
+    let back = || {
+        let live = AliasName::live();
+        house.roll_back_function_alias(&acme(), &function("f"), &live, None, now())
+    };
+    assert!(matches!(back(), Err(CatalogError::Invalid(_))));
+    // A version that is there goes back, with the model of today in the place of what is gone.
+    deploy(&house, b"b", &[("m", "live")]);
+    let placement = back().unwrap();
+    assert_eq!((placement.target, &*placement.models), (Target::Version(1), &settled(&[("m", 2)])));
+}
+
+#[test]
 fn a_rollout_leaves_no_split_behind() {
     let mut house = House::new("free");
     house.upload(&acme(), "m", b"1");

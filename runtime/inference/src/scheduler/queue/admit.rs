@@ -56,7 +56,13 @@ impl<J: Waiting> Queue<J> {
 
     /// The work that is served before a call that a tenant adds to what it has waiting, in nanoseconds: its own, and
     /// of each other's as much as their weights allow in that time. The low band waits for the normal one.
-    fn before(&self, tenant: Option<TenantId>, share: Share, own: [u64; 2], cost_ns: u64) -> u64 {
+    pub(super) fn before(
+        &self,
+        tenant: Option<TenantId>,
+        share: Share,
+        own: [u64; 2],
+        cost_ns: u64,
+    ) -> u64 {
         let [normal, low] = own;
         let own_ns = if share.band == Band::Low { normal.saturating_add(low) } else { normal };
         let ours = own_ns.saturating_add(cost_ns);
@@ -79,7 +85,7 @@ impl<J: Waiting> Queue<J> {
     }
 
     /// How long the threads together take for this much work.
-    fn in_time(&self, ns: u64) -> Duration {
+    pub(super) fn in_time(&self, ns: u64) -> Duration {
         nanos(ns / self.limits.threads.max(1) as u64)
     }
 }

@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use futures::FutureExt;
 use proptest::prelude::*;
+use sandpiper_domain::Activity;
 
 use super::*;
 
@@ -23,6 +24,8 @@ fn places() -> Arc<Places> {
     Arc::new(Places { bounds, pressure, state: Mutex::default() })
 }
 
+type Resume = Pin<Box<dyn Future<Output = ()>>>;
+
 /// A crowd at one gate, each member in the order in which it came.
 struct House {
     places: Arc<Places>,
@@ -30,7 +33,7 @@ struct House {
     waiting: Vec<(Option<usize>, Lane, Ticket)>,
     inside: Vec<(Option<usize>, Arc<Entry>)>,
     suspended: Vec<(Option<usize>, Arc<Entry>)>,
-    resuming: Vec<(Option<usize>, Arc<Entry>, Pin<Box<dyn Future<Output = ()>>>)>,
+    resuming: Vec<(Option<usize>, Arc<Entry>, Resume)>,
 }
 
 impl House {
@@ -154,7 +157,7 @@ fn walk(house: &mut House, step: Step) {
         Step::Resume(index) => {
             if let Some((function, entry)) = take(&mut house.suspended, index) {
                 let waiter = entry.clone();
-                let mut resume = Box::pin(async move { waiter.resume().await });
+                let mut resume: Resume = Box::pin(async move { waiter.resume().await });
                 match (&mut resume).now_or_never() {
                     Some(()) => house.inside.push((function, entry)),
                     None => house.resuming.push((function, entry, resume)),

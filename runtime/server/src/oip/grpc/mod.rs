@@ -210,7 +210,7 @@ impl Call<'_> {
         let streams = self.app.admission(&caller.tenant).streams.clone();
         let place = streams.try_acquire_owned().map_err(|_| {
             let text = "as many streams of this tenant are open as its concurrency allows";
-            OipError::TooManyRequests(text.to_owned())
+            OipError::too_many(text)
         })?;
         let (app, request_id) = (self.app.clone(), self.request_id.clone());
         let (parts, body) = request.into_parts();

@@ -51,7 +51,9 @@ impl From<OipError> for Status {
             OipError::Unavailable { retry_after_s, .. } => {
                 retryable(Code::Unavailable, text, retry_after_s)
             }
-            OipError::TooManyRequests(_) => retryable(Code::ResourceExhausted, text, 1),
+            OipError::TooManyRequests { retry_after_s, .. } => {
+                retryable(Code::ResourceExhausted, text, retry_after_s)
+            }
             OipError::Unauthenticated(_) => Status::unauthenticated(text),
             OipError::PermissionDenied(_) => Status::permission_denied(text),
             OipError::Unsupported(_) => Status::unimplemented(text),

@@ -191,7 +191,7 @@ async fn take(stream: &InferStream, frames: &mut Frames) -> Result<Option<Taken>
         Ok(frame) => Ok(Some(Ok((caller, clock, place, frame)))),
         Err(
             error @ (OipError::TooLarge(_)
-            | OipError::TooManyRequests(_)
+            | OipError::TooManyRequests { .. }
             | OipError::Unavailable { .. }),
         ) => Ok(Some(Err(error))),
         Err(error) => Err(error),

@@ -1,0 +1,169 @@
+//! What an invocation is billed for, and what is known of those before it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use sandpiper_control::{Amounts, Counted, Ledger, Owner};
+use sandpiper_domain::{Budget, Fault, FunctionName, Lane, Usage};
+use sandpiper_sandbox::Outcome;
+use time::OffsetDateTime;
+
+use super::{Cause, Refusal};
+
+/// Whose bill it is.
+#[derive(Clone)]
+pub(crate) struct Account {
+    pub(crate) owner: Owner,
+    pub(crate) ledger: Arc<Ledger>,
+}
+
+impl Account {
+    /// Fails when the month's budget is used up.
+    pub(super) fn check(&self, of_tier: Budget) -> Result<(), Refusal> {
+        let now = OffsetDateTime::now_utc();
+        self.ledger.check(of_tier, now).map_err(|spent| {
+            let wait = Duration::try_from(spent.renewed_at - now).unwrap_or_default();
+            Refusal { cause: Cause::Budget(spent.limit), retry_after: wait }
+        })
+    }
+
+    /// Bills an inference that came without a function.
+    pub(crate) fn inferred(&self, queued: Duration, computed: Duration, has_failed: bool) {
+        let mut amounts = Amounts::default();
+        amounts[Counted::Requests] = 1;
+        amounts[Counted::Faults] = has_failed.into();
+        amounts[Counted::InferenceUs] = micros(computed);
+        amounts[Counted::InferenceQueuedUs] = micros(queued);
+        self.ledger.add("", amounts, OffsetDateTime::now_utc());
+    }
+}
+
+/// Where a function's invocations are billed.
+pub(crate) struct Meter {
+    account: Account,
+    function: FunctionName,
+}
+
+impl Meter {
+    pub(crate) fn new(account: Account, function: FunctionName) -> Self {
+        Meter { account, function }
+    }
+
+    fn add(&self, amounts: Amounts) {
+        self.account.ledger.add(self.function.as_str(), amounts, OffsetDateTime::now_utc());
+    }
+
+    /// Bills one that has ended, however. One for which the node had no sandbox is not billed.
+    pub(crate) fn invoked(&self, outcome: Outcome, usage: &Usage, lane: Lane) {
+        if outcome == Outcome::Faulted(Fault::Saturated) {
+            return;
+        }
+        let mut amounts = Amounts::default();
+        amounts[Counted::Requests] = 1;
+        amounts[Counted::Faults] = matches!(outcome, Outcome::Faulted(_)).into();
+        amounts[Counted::GuestCpuUs] = micros(usage.cpu);
+        amounts[Counted::MemoryMibMs] = mib_ms(usage.memory_bytes_max, usage.lifetime);
+        amounts[Counted::InferenceUs] = micros(usage.inference);
+        amounts[Counted::InferenceQueuedUs] = micros(usage.inference_queued);
+        amounts[Counted::Jobs] = (lane != Lane::Interactive).into();
+        self.add(amounts);
+    }
+}
+
+/// Counts the bytes of a body, and bills them when it is gone.
+pub(crate) struct Transferred {
+    meter: Arc<Meter>,
+    what: Counted,
+    bytes: u64,
+}
+
+impl Transferred {
+    pub(crate) fn new(meter: Arc<Meter>, what: Counted) -> Self {
+        Transferred { meter, what, bytes: 0 }
+    }
+
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+}
+
+impl Drop for Transferred {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            let mut amounts = Amounts::default();
+            amounts[self.what] = self.bytes;
+            self.meter.add(amounts);
+        }
+    }
+}
+
+/// What a version's invocations usually do.
+#[derive(Debug, Default)]
+pub(crate) struct Habits {
+    /// The mean of the inferences of each, in 256ths; newer ones weigh more.
+    inferences: AtomicU32,
+}
+
+const PARTS: u32 = 256;
+/// An invocation that makes more than this many inferences makes no difference any more.
+const INFERENCES_MAX: u32 = 1 << 16;
+
+impl Habits {
+    /// Learns from an invocation that ended well. Two that end at once may lose one lesson.
+    pub(crate) fn learn(&self, usage: &Usage) {
+        let mean = self.inferences.load(Relaxed);
+        let seen = usage.inferences.min(INFERENCES_MAX) * PARTS;
+        if mean != seen {
+            self.inferences.store(mean - mean.div_ceil(8).min(mean) + seen / 8, Relaxed);
+        }
+    }
+
+    /// Whether most invocations ask a model.
+    pub(crate) fn asks_models(&self) -> bool {
+        self.inferences.load(Relaxed) >= PARTS / 2
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Rounded up, so that nothing that ran is free.
+fn mib_ms(bytes: u64, time: Duration) -> u64 {
+    const UNIT: u128 = (1 << 20) * 1_000_000;
+    let product = u128::from(bytes).saturating_mul(time.as_nanos());
+    u64::try_from(product.div_ceil(UNIT)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn habits_follow_what_was_seen() {
+        let habits = Habits::default();
+        assert!(!habits.asks_models());
+        for _ in 0..16 {
+            habits.learn(&Usage { inferences: 1, ..Usage::default() });
+        }
+        assert!(habits.asks_models());
+        for _ in 0..16 {
+            habits.learn(&Usage::default());
+        }
+        assert!(!habits.asks_models());
+        habits.learn(&Usage { inferences: u32::MAX, ..Usage::default() });
+        assert!(habits.asks_models());
+    }
+
+    #[test]
+    fn memory_is_billed_by_its_time() {
+        assert_eq!(mib_ms(64 << 20, Duration::from_millis(250)), 16_000);
+        assert_eq!(mib_ms(1, Duration::from_nanos(1)), 1);
+        assert_eq!(mib_ms(u64::MAX, Duration::MAX), u64::MAX);
+    }
+}
