@@ -1,5 +1,5 @@
-//! Prints what the autoscaler makes of the simulated loads, and of a recorded one, as CSV; `tests/bench/autoscaler/plot.py`
-//! draws it.
+//! Prints what the autoscaler makes of the simulated loads, and of a recorded one, as CSV;
+//! `tests/bench/autoscaler/plot.py` draws it.
 
 use std::{
     io::{Write, stdout},

@@ -1,7 +1,7 @@
 //! One request in one sandbox.
 //!
-//! 1. A slot of the pool is taken, or the call waits a little for one; the clocks start when it is there. A sandbox that
-//!    was made ready before has its slot already.
+//! 1. A slot of the pool is taken, or the call waits a little for one; the clocks start when it is there. A sandbox
+//!    that was made ready before has its slot already.
 //! 2. The guest is polled on the caller's task. Most guests have answered and ended when that is done, and the whole
 //!    invocation has cost no task of its own.
 //! 3. A guest that goes on after its response head, because it streams its body, moves to a task that ends with it.

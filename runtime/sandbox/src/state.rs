@@ -93,16 +93,16 @@ impl State {
         (self.shared, self.deadline, self.usage) = (shared, deadline, Usage::default());
     }
 
-    /// Ends a request; `false` when something of it is left behind and the sandbox must go with it. What it printed last
-    /// needs no line feed, and whoever counted the request is let go of.
+    /// Ends a request; `false` when something of it is left behind and the sandbox must go with it. What it printed
+    /// last needs no line feed, and whoever counted the request is let go of.
     pub(crate) fn rest(&mut self) -> bool {
         self.log.end();
         self.activity = Arc::new(Unmetered);
         self.limiter.is_at_rest() && self.has_let_go()
     }
 
-    /// Whether the table holds nothing that came with a request or costs the host much. The stream of a body never comes
-    /// without its body, which is none of these.
+    /// Whether the table holds nothing that came with a request or costs the host much. The stream of a body never
+    /// comes without its body, which is none of these.
     fn has_let_go(&mut self) -> bool {
         let mut kept = 0;
         self.table.iter_mut().all(|resource| {

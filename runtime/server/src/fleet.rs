@@ -4,7 +4,7 @@
 //! 2. A sandbox that may serve again comes back; all others end with their request.
 //! 3. The scale loop reads what happened since it last looked, and says how many are wanted.
 //!
-//! The lock is held for a few instructions and never while a sandbox is dropped, which takes the kernel's time.
+//! No sandbox is dropped under the lock: that takes the kernel's time.
 
 use std::{
     collections::BTreeMap,
@@ -20,8 +20,10 @@ use sandpiper_domain::{Activity, BoxFuture, Grant, Mode, Scale};
 use sandpiper_sandbox::ReadySandbox;
 
 mod events;
+mod shown;
 
 pub(crate) use events::{Events, Told};
+pub(crate) use shown::{Count, Glance, Instance};
 
 use crate::functions::FunctionRuntime;
 
@@ -76,26 +78,6 @@ struct Live {
     made: Instant,
     served: u32,
     is_suspended: bool,
-}
-
-/// One sandbox, for whoever asks.
-pub(crate) struct Instance {
-    pub(crate) id: u64,
-    pub(crate) state: &'static str,
-    pub(crate) age: Duration,
-    pub(crate) served: u32,
-    /// Known of those that are ready.
-    pub(crate) memory_bytes: Option<u64>,
-}
-
-/// A version's numbers, for whoever asks.
-#[derive(Default)]
-pub(crate) struct Count {
-    pub(crate) wanted: u32,
-    pub(crate) ready: u32,
-    pub(crate) running: u32,
-    pub(crate) suspended: u32,
-    pub(crate) waiting: u32,
 }
 
 /// Numbers of sandboxes are unique on a node as long as it runs.
@@ -231,7 +213,7 @@ impl Fleet {
         Glance { has_moved, drop_code: is_idle && !decision.keep_code }
     }
 
-    /// How many are to be made, and marks the version as queued for that; 0 when it is queued already.
+    /// Marks the version as queued where some are to be made; tells how many, or 0 when it is queued already.
     pub(crate) fn queue(&self) -> u32 {
         let mut state = self.state();
         let missing = self.missing(&state);
@@ -285,6 +267,7 @@ impl Fleet {
     }
 
     /// Takes those out that are not wanted, oldest first and some at a time.
+    #[allow(clippy::vec_box, reason = "they come and go in boxes")]
     pub(crate) fn take_idle(&self) -> Vec<Box<ReadySandbox>> {
         let mut state = self.state();
         let (ready, live) = (state.ready.len(), state.live.len());
@@ -355,12 +338,6 @@ impl Fleet {
         });
         live.chain(ready).take(max).collect()
     }
-}
-
-/// What the scale loop learns from a look.
-pub(crate) struct Glance {
-    pub(crate) has_moved: bool,
-    pub(crate) drop_code: bool,
 }
 
 struct Waiting<'a>(&'a AtomicU32);

@@ -214,6 +214,7 @@ impl Scaling {
 /// What is not wanted any more.
 #[derive(Default)]
 struct Idle {
+    #[allow(clippy::vec_box, reason = "they come and go in boxes")]
     sandboxes: Vec<Box<ReadySandbox>>,
     codes: Vec<(Digest, Arc<FunctionCode>)>,
 }
