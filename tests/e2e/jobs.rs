@@ -202,6 +202,18 @@ fn a_cancelled_job_does_not_run() {
 }
 
 #[test]
+fn a_server_that_ends_in_good_order_gives_its_jobs_back() {
+    let (mut server, tenant) = started("drain_ms = 1000");
+    let id = enqueue(&tenant, "/job?ms=2000", &[]);
+    until("the job runs", || (show(&tenant.client, &id)["state"] == "running").then_some(()));
+    server.restart();
+    assert_eq!(ends(&tenant.client, &id, "done")["attempts"], 2);
+    let logs = server.all_logs();
+    assert!(logs.contains("jobs that ran went back to the queue"), "{logs}");
+    assert!(!logs.contains("jobs were running when the server ended"), "{logs}");
+}
+
+#[test]
 fn jobs_are_their_owners_alone() {
     let (server, tenant) = started("");
     let other = server.tenant("beta", "standard");

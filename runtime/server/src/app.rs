@@ -130,9 +130,7 @@ impl App {
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
         tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
-        tokio::spawn(jobs::work(Arc::downgrade(&app)));
-        tokio::spawn(jobs::expire(Arc::downgrade(&app)));
-        tokio::spawn(jobs::tell(Arc::downgrade(&app)));
+        jobs::start(&app);
         Scaling::spawn(&app);
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(flush_usage(Arc::downgrade(&app)));

@@ -90,7 +90,7 @@ impl SqliteJobs {
     pub fn ready(&self, now_ms: u64) -> Answer<ReadyWork> {
         self.inner.submit(move |connection| {
             steps::promote(connection, now_ms)?;
-            let (lists, next_ms) = steps::ready(connection)?;
+            let (lists, next_ms) = read::ready(connection)?;
             let mut ready = ReadyWork { next_ms, ..ReadyWork::default() };
             for (tenant, list) in lists {
                 match list {

@@ -474,29 +474,3 @@ pub(super) fn expire(connection: &Connection, now_ms: u64) -> Done<usize> {
     }
     Ok(due.len())
 }
-
-/// Tenants, each with a list of theirs that is not empty.
-type Lists = Vec<(TenantName, i64)>;
-
-/// The tenants with ready work and in which list, and when the next delayed job is due.
-pub(super) fn ready(connection: &Connection) -> Done<(Lists, Option<u64>)> {
-    let mut found = Vec::new();
-    let mut last = (String::new(), 0);
-    let mut next = connection
-        .prepare_cached(
-            "SELECT tenant, lane FROM ready WHERE (tenant, lane) > (?1, ?2) ORDER BY tenant, lane LIMIT 1",
-        )
-        .map_err(failed)?;
-    while let Some((tenant, lane)) = next
-        .query_row(params![last.0, last.1], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
-        .optional()
-        .map_err(failed)?
-    {
-        found.push((tenant.parse().map_err(|_| row::damaged("a name"))?, lane));
-        last = (tenant, lane);
-    }
-    let due: Option<i64> = connection
-        .query_row("SELECT min(ready_ms) FROM delayed", [], |row| row.get(0))
-        .map_err(failed)?;
-    Ok((found, due.map(i64::cast_unsigned)))
-}

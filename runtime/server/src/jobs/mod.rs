@@ -24,8 +24,8 @@ mod webhook;
 mod worker;
 
 pub(crate) use accept::{Accepted, accept, prefers_async};
-pub(crate) use webhook::{Secrets, tell};
-pub(crate) use worker::{Attempt, Call, work};
+pub(crate) use webhook::Secrets;
+pub(crate) use worker::{Attempt, Call};
 
 use crate::{app::App, config::FileSettings, respond::Problem};
 
@@ -150,8 +150,15 @@ pub(crate) fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Starts what goes on beside the requests: running jobs, calling webhooks, forgetting.
+pub(crate) fn start(app: &Arc<App>) {
+    tokio::spawn(worker::work(Arc::downgrade(app)));
+    tokio::spawn(webhook::tell(Arc::downgrade(app)));
+    tokio::spawn(expire(Arc::downgrade(app)));
+}
+
 /// Drops what has had its time, and measures what waits.
-pub(crate) async fn expire(app: Weak<App>) {
+async fn expire(app: Weak<App>) {
     for round in 1_u64.. {
         tokio::time::sleep(EXPIRY_INTERVAL).await;
         let Some(app) = app.upgrade() else { return };

@@ -176,7 +176,7 @@ fn agent(allowed: Vec<IpAddr>) -> Agent {
 }
 
 /// Makes the calls that are due, until the node goes.
-pub(crate) async fn tell(app: Weak<App>) {
+pub(super) async fn tell(app: Weak<App>) {
     let Some(first) = app.upgrade() else { return };
     let agent = agent(first.settings.webhook_private.clone());
     let wake = first.jobs.webhook_wake.clone();

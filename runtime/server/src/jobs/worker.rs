@@ -61,7 +61,7 @@ pub(crate) enum Attempt {
 }
 
 /// Leases and runs jobs as long as the node is there.
-pub(crate) async fn work(app: Weak<App>) {
+pub(super) async fn work(app: Weak<App>) {
     let Some(first) = app.upgrade() else { return };
     // Whoever held a lease is gone: the data folder is locked by this process.
     match first.jobs.queue.reclaim(now_ms(), true).await {
