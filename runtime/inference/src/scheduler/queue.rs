@@ -224,10 +224,9 @@ impl<J: Waiting> Queue<J> {
         Ok(Ticket(ticket))
     }
 
-    /// Begins a brief call where it was made, so that it takes no place. The tenant has no call that
-    /// waits, and where others wait it stands in the normal band and takes no more than its next turn will give: it need
-    /// not wait for a run to end before that turn comes. It is charged only where others wait, as a tenant alone is
-    /// never in debt.
+    /// Begins a brief call where it was made, so that it takes no place. The tenant has no call that waits, and where
+    /// others wait it stands in the normal band and takes no more than its next turn will give: it need not wait for a
+    /// run to end before that turn comes. It is charged only where others wait, as a tenant alone is never in debt.
     pub(crate) fn begin_here(&mut self, ask: &Ask<'_>, estimate_ns: u64) -> Option<Charge> {
         let tenant = self.fair.tenant(ask.tenant, ask.share.weight);
         let others_wait = !self.entries.is_empty();
