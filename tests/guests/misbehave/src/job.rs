@@ -11,12 +11,17 @@ pub(crate) fn job(exchange: Exchange, query: &Query) {
         let values = exchange.request.headers().get(name);
         values.first().map(|value| String::from_utf8_lossy(value).into_owned())
     };
-    let attempt: u64 = header("x-sandpiper-attempt").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let attempt: u64 =
+        header("x-sandpiper-attempt").and_then(|text| text.parse().ok()).unwrap_or(0);
     let job = header("x-sandpiper-job");
     let prefer = header("prefer");
     let note = header("x-note");
     let (body, _) = exchange.body();
-    println!("job {} attempt {attempt} body {}", job.as_deref().unwrap_or("-"), String::from_utf8_lossy(&body));
+    println!(
+        "job {} attempt {attempt} body {}",
+        job.as_deref().unwrap_or("-"),
+        String::from_utf8_lossy(&body)
+    );
     if let Some(ms) = query.get("ms").and_then(|ms| ms.parse::<u64>().ok()) {
         monotonic_clock::subscribe_duration(ms * 1_000_000).block();
     }
@@ -24,5 +29,7 @@ pub(crate) fn job(exchange: Exchange, query: &Query) {
         return exchange.respond(query.number("code", 500) as u16, "text/plain", b"not yet");
     }
     let body = String::from_utf8_lossy(&body).into_owned();
-    exchange.json(&json!({ "attempt": attempt, "job": job, "prefer": prefer, "note": note, "body": body }));
+    exchange.json(
+        &json!({ "attempt": attempt, "job": job, "prefer": prefer, "note": note, "body": body }),
+    );
 }
