@@ -38,22 +38,42 @@ impl Call {
     }
 
     fn connect(&self) -> anyhow::Result<Connection> {
-        let stream = TcpStream::connect(&self.address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        Ok(Connection { stream, read: Vec::new() })
+        Connection::open(&self.address, TIMEOUT)
     }
 }
 
 /// A keep-alive connection.
-struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     read: Vec<u8>,
 }
 
 impl Connection {
+    pub(crate) fn open(address: &str, timeout: Duration) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout))?;
+        Ok(Connection { stream, read: Vec::new() })
+    }
+
     /// Sends a request and gives back the body of its answer, which must be a 200 with a length.
     fn exchange(&mut self, request: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let (head, answer) = self.ask(request)?;
+        if !head.starts_with("http/1.1 200 ") {
+            bail!("{head}{}", String::from_utf8_lossy(&answer));
+        }
+        Ok(answer)
+    }
+
+    /// Sends a request and gives back the status of its answer, which must have a length.
+    pub(crate) fn status(&mut self, request: &[u8]) -> anyhow::Result<u16> {
+        let (head, _) = self.ask(request)?;
+        let status = head.split(' ').nth(1).context("an answer without a status")?;
+        Ok(status.parse()?)
+    }
+
+    /// The head of the answer in lower case, and its body.
+    fn ask(&mut self, request: &[u8]) -> anyhow::Result<(String, Vec<u8>)> {
         self.stream.write_all(request)?;
         let head_end = loop {
             if let Some(at) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
@@ -72,10 +92,7 @@ impl Connection {
             self.read_more()?;
         }
         let answer: Vec<u8> = self.read.drain(..end).skip(head_end).collect();
-        if !head.starts_with("http/1.1 200 ") {
-            bail!("{head}{}", String::from_utf8_lossy(&answer));
-        }
-        Ok(answer)
+        Ok((head, answer))
     }
 
     fn read_more(&mut self) -> anyhow::Result<()> {

@@ -4,15 +4,15 @@
 //! Every function is the same component with a custom section of its own, so that each has a digest, a cache entry and
 //! code of its own. The server must run with a short `code_idle_ms`, such as 1000.
 
-use std::{
-    io::{Read, Write},
-    net::TcpStream,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use crate::client::Connection;
+
 const BOUNDARY: &str = "sandpiper-bench-boundary-7d1f";
+/// Compiling one function takes far less.
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Requests that are timed.
 const ASKED: usize = 2_000;
 /// Code has to leave memory, and memory has to go back.
@@ -31,10 +31,10 @@ pub(crate) fn measure(
     let component = std::fs::read(component).context("read the component")?;
     let before = resident_kib(pid)?;
     let began = Instant::now();
-    let mut connection = Connection::open(address)?;
+    let mut connection = Connection::open(address, TIMEOUT)?;
     for number in 0..count {
         let put = upload(address, key, &name(number), &distinct(&component, number)?);
-        let status = connection.exchange(&put)?;
+        let status = connection.status(&put)?;
         ensure!((200..300).contains(&status), "the upload of function {number} answered {status}");
     }
     let deployed = began.elapsed();
@@ -47,7 +47,7 @@ pub(crate) fn measure(
         idle as f64 / 1024.0,
     ))?;
     // The server has closed the one that said nothing meanwhile.
-    let mut connection = Connection::open(address)?;
+    let mut connection = Connection::open(address, TIMEOUT)?;
     let mut order = Order(0x9e37_79b9_7f4a_7c15);
     let mut cold = Vec::with_capacity(ASKED);
     let mut warm = Vec::with_capacity(ASKED);
@@ -107,7 +107,7 @@ fn call(address: &str, tenant: &str, key: &str, name: &str) -> Vec<u8> {
 
 fn timed(connection: &mut Connection, request: &[u8]) -> anyhow::Result<Duration> {
     let began = Instant::now();
-    let status = connection.exchange(request)?;
+    let status = connection.status(request)?;
     ensure!(status == 200, "a function answered {status}");
     Ok(began.elapsed())
 }
@@ -144,48 +144,5 @@ impl Order {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % count as u64) as usize
-    }
-}
-
-/// One connection that carries request after request.
-struct Connection {
-    stream: TcpStream,
-    read: Vec<u8>,
-}
-
-impl Connection {
-    fn open(address: &str) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Connection { stream, read: Vec::new() })
-    }
-
-    /// Sends a request, reads its whole answer, and gives the status.
-    fn exchange(&mut self, request: &[u8]) -> anyhow::Result<u16> {
-        self.stream.write_all(request)?;
-        let head_end = loop {
-            if let Some(at) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                break at + 4;
-            }
-            self.read_more()?;
-        };
-        let head = String::from_utf8_lossy(&self.read[..head_end]).to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-        let length: usize = length.context("an answer without a length")?.trim().parse()?;
-        while self.read.len() < head_end + length {
-            self.read_more()?;
-        }
-        self.read.drain(..head_end + length);
-        let status = head.split(' ').nth(1).context("an answer without a status")?;
-        Ok(status.parse()?)
-    }
-
-    fn read_more(&mut self) -> anyhow::Result<()> {
-        let mut buffer = [0; 16 * 1024];
-        let count = self.stream.read(&mut buffer)?;
-        ensure!(count > 0, "the server hung up");
-        self.read.extend_from_slice(&buffer[..count]);
-        Ok(())
     }
 }

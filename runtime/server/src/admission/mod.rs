@@ -16,9 +16,9 @@ use governor::{
 };
 use sandpiper_control::Owner;
 use sandpiper_domain::{Lane, TenantLimits};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::budget::TenantBytes;
+use crate::{budget::TenantBytes, respond::Problem};
 
 mod gate;
 mod meter;
@@ -127,7 +127,7 @@ pub(crate) struct TenantAdmission {
     /// A generic cell rate algorithm: ITU-T I.371, annex A.
     rate: Option<DefaultDirectRateLimiter>,
     pub(crate) uploads: Arc<Semaphore>,
-    pub(crate) followers: Arc<Semaphore>,
+    followers: Arc<Semaphore>,
     /// Streams of inferences that may be open at once; each may hold a message.
     pub(crate) streams: Arc<Semaphore>,
     /// The tenant's part of the bytes of requests and answers.
@@ -137,6 +137,14 @@ pub(crate) struct TenantAdmission {
 }
 
 impl TenantAdmission {
+    /// A place for one more who follows; `what` is what is followed, in the plural.
+    pub(crate) fn follower(&self, what: &'static str) -> Result<OwnedSemaphorePermit, Problem> {
+        self.followers.clone().try_acquire_owned().map_err(|_| {
+            let message = format!("as many {what} of this tenant are being followed as may be");
+            Problem::too_many("follower_limit", &message)
+        })
+    }
+
     pub(crate) fn new(
         limits: TenantLimits,
         bytes: Arc<TenantBytes>,

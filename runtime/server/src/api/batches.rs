@@ -265,9 +265,7 @@ async fn cancel(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<Stri
 async fn events(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Reply {
     let tenant = caller.tenant(&app, Scope::Invoke)?;
     let batch = find(&app, &tenant, id_of(&id)?).await?;
-    let follower = app.admission(&tenant).followers.clone().try_acquire_owned().map_err(|_| {
-        Problem::too_many("follower_limit", "as many streams of this tenant are followed as may be")
-    })?;
+    let follower = app.admission(&tenant).follower("batches")?;
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
     Ok(Sse::new(follow(app, tenant, batch, follower)).keep_alive(keep_alive).into_response())
 }

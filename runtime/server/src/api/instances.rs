@@ -60,12 +60,7 @@ async fn show(
         let find = |version| app.functions.find(&tenant.name, &name, version);
         return Ok(Json(function_json(function, find)).into_response());
     }
-    let permit = app.admission(&tenant).followers.clone().try_acquire_owned().map_err(|_| {
-        Problem::too_many(
-            "follower_limit",
-            "as many functions of this tenant are being followed as may be",
-        )
-    })?;
+    let permit = app.admission(&tenant).follower("functions")?;
     let changes = app.functions.events(&tenant.name, &name).follow();
     let followed =
         Followed { tenant: tenant.name.clone(), function: name, principal: caller.principal };

@@ -65,12 +65,7 @@ pub(super) async fn show(
     if !query.follow {
         return Ok(Json(tail_json(&log.tail(0))).into_response());
     }
-    let permit = app.admission(&tenant).followers.clone().try_acquire_owned().map_err(|_| {
-        Problem::too_many(
-            "follower_limit",
-            "as many logs of this tenant are being followed as may be",
-        )
-    })?;
+    let permit = app.admission(&tenant).follower("logs")?;
     let followed =
         Followed { tenant: tenant.name.clone(), function: name, principal: caller.principal };
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
