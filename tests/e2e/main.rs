@@ -15,6 +15,7 @@ mod edge;
 mod examples;
 mod functions;
 mod grpc;
+mod inference_bills;
 mod invocation;
 mod job_crashes;
 mod jobs;

@@ -1,6 +1,6 @@
 //! The metrics of models under Triton's names.
 
-use sandpiper_tests::{Metrics, Server, Tenant, model};
+use sandpiper_tests::{Metrics, Server, Tenant, model, onnx::brittle};
 use serde_json::json;
 
 fn infer(tenant: &Tenant, model: &str, data: &[f32], status: u16) {
@@ -141,13 +141,13 @@ fn a_model_that_makes_room_is_counted() {
 fn calls_that_did_not_end_well_are_counted_by_their_reason() {
     let server = Server::start();
     let tenant = server.tenant("acme", "dedicated");
-    tenant.put_model("gather", &model("brittle.onnx")).expect(201);
+    tenant.put_model("gather", &brittle()).expect(201);
     let about = tenant.client.get("/v2/models/gather").expect(200).json();
     let input = &about["inputs"][0];
     let ask = |status: u16| {
         let sizes = input["shape"].as_array().unwrap().iter();
         let shape: Vec<i64> = sizes.map(|size| size.as_i64().unwrap().max(1)).collect();
-        // The model divides by what is zero for this: the backend panics.
+        // The model overflows with this: the backend panics.
         let data = vec![999; shape.iter().product::<i64>() as usize];
         let tensor = json!({ "name": input["name"], "datatype": input["datatype"], "shape": shape, "data": data });
         let body = json!({ "inputs": [tensor] });

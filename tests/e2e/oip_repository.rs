@@ -1,6 +1,8 @@
 //! The model repository of the protocol: the index, and taking models out of service and back.
 
-use sandpiper_tests::{Server, model};
+use std::thread;
+
+use sandpiper_tests::{Server, model, onnx::brittle, until};
 use serde_json::{Value, json};
 
 use crate::oip::{IRIS, iris, question, refused};
@@ -57,6 +59,31 @@ fn a_new_version_puts_an_unloaded_model_back_into_service() {
     refused(tenant.client.post_json(IRIS, &row()), 503);
     tenant.put_model("iris", &model("mul-add.onnx")).expect(201);
     tenant.client.get("/v2/models/iris/ready").expect(200);
+}
+
+#[test]
+fn a_model_that_is_unloaded_while_it_is_being_loaded_stays_so() {
+    let mut server = Server::start();
+    let tenant = server.tenant("acme", "standard");
+    tenant.put_model("slow", &model("slow.onnx")).expect(201);
+    // After a start it is in service, and not in memory.
+    server.restart();
+    let client = &tenant.client;
+    thread::scope(|scope| {
+        let load = scope.spawn(|| client.post("/v2/repository/models/slow/load"));
+        until("it is being loaded", || {
+            let index = client.post("/v2/repository/index").expect(200).json();
+            assert!(!load.is_finished(), "the model is not slow enough");
+            (index[0]["state"] == "LOADING").then_some(())
+        });
+        client.post("/v2/repository/models/slow/unload").expect(200);
+        refused(load.join().unwrap(), 503);
+    });
+    refused(client.get("/v2/models/slow/ready"), 503);
+    let loaded = server.metrics().sum("sandpiper_models_loaded", &[]);
+    assert_eq!(loaded, 0.0);
+    client.post("/v2/repository/models/slow/load").expect(200);
+    client.get("/v2/models/slow/ready").expect(200);
 }
 
 #[test]
@@ -127,7 +154,7 @@ fn settings_of_traces_and_logs_are_shown_and_not_changed() {
 fn a_model_in_quarantine_is_not_ready_until_it_is_loaded_again() {
     let mut server = Server::start();
     let tenant = iris(&server);
-    tenant.put_model("gather", &model("brittle.onnx")).expect(201);
+    tenant.put_model("gather", &brittle()).expect(201);
     let about = tenant.client.get("/v2/models/gather").expect(200).json();
     let input = &about["inputs"][0];
     let ask = |index: i64| {

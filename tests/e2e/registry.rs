@@ -260,6 +260,30 @@ fn models_make_room_for_each_other_within_the_budget() {
 }
 
 #[test]
+fn a_version_that_is_rolled_back_to_has_its_pin_again() {
+    let server = Server::with_settings("models_mib = 5");
+    let tenant = server.tenant("acme", "standard");
+    let file = |number: u64| row_product(768, number as f32);
+    let pin = |number| tenant.client.put("/api/v1/models/m?pinned=true", file(number));
+    let loaded = |name: &str| show(&tenant, name)["state"] == "ready";
+    // Of 2.25 MiB each: there is room for two, and for one pin.
+    pin(1).expect(201);
+    pin(2).expect(201);
+    tenant.client.post("/api/v1/models/m/aliases/live/rollback").expect(200);
+    for number in 3..6 {
+        tenant.put_model("other", &file(number)).expect(201);
+        assert!(loaded("m") && loaded("other"));
+    }
+    // By an upload of what it was, too.
+    pin(7).expect(201);
+    pin(1).expect(200);
+    for number in 8..11 {
+        tenant.put_model("other", &file(number)).expect(201);
+        assert!(loaded("m") && loaded("other"));
+    }
+}
+
+#[test]
 fn pinned_models_of_all_tenants_take_half_of_the_budget_at_most() {
     let server = Server::with_settings("models_mib = 10");
     let file = |number: u64| row_product(768, number as f32);

@@ -115,6 +115,23 @@ fn varint(to: &mut Vec<u8>, mut value: u64) {
     to.push(value as u8);
 }
 
+/// `rows = table[indices]`, with a table of 16 rows of 4, and an overflow where an index is 999, which panics in builds
+/// that check for it, as that of the tests is.
+pub fn brittle() -> Vec<u8> {
+    let table: Vec<f32> = (0..64).map(|n| (n / 4 * 10 + n % 4) as f32).collect();
+    Onnx::default()
+        .node("Pow", &["indices", "ten"], &["large"])
+        .node("Div", &["large", "largest"], &["nothing"])
+        .node("Add", &["indices", "nothing"], &["place"])
+        .node("Gather", &["table", "place"], &["rows"])
+        .floats("table", &[16, 4], &table)
+        .integers("ten", &[10])
+        .integers("largest", &[i64::MAX])
+        .input("indices", INT64, &[Dim::Named("N")])
+        .output("rows", FLOAT, &[Dim::Named("N"), Dim::Fixed(4)])
+        .build()
+}
+
 /// `y = x x w`, with x of `[N, side]` and w a square of `side` whose elements are all `element`.
 pub fn product(side: u64, element: f32) -> Vec<u8> {
     product_of(Dim::Named("N"), Dim::Named("N"), side, element)

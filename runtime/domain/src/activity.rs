@@ -1,6 +1,6 @@
 //! What an invocation does with the processor, told to whoever lets invocations in.
 
-use crate::BoxFuture;
+use crate::{BoxFuture, InferenceCost, Payer};
 
 /// Which traffic an invocation belongs to; the first are served first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,4 +39,8 @@ impl Activity for Unmetered {
     fn resume(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
+}
+
+impl Payer for Unmetered {
+    fn pay_late(&self, _cost: InferenceCost) {}
 }

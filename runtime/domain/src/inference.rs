@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DataType, ModelName, NamedTensor, Selector, Share, TenantName};
+use crate::{DataType, InferenceBill, ModelName, NamedTensor, Selector, Share, TenantName};
 
 /// A boxed future, for ports that are used as trait objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -73,6 +73,8 @@ pub struct InferenceRequest {
     pub batch_with_others: bool,
     /// Where it may run if it is a brief one.
     pub brief: BriefRuns,
+    /// What it costs is added here, however it ends, before its caller hears of the end.
+    pub bill: Option<Arc<InferenceBill>>,
 }
 
 /// Where a call may run that takes less time than handing it to another thread and back.

@@ -2,6 +2,7 @@
 //! planes meet. This crate does no I/O and knows no HTTP, no wasmtime and no tract.
 
 mod activity;
+mod bill;
 mod digest;
 mod function;
 mod inference;
@@ -16,6 +17,7 @@ mod store;
 mod tensor;
 
 pub use activity::{Activity, Lane, Unmetered};
+pub use bill::{InferenceBill, InferenceCost, Payer};
 pub use digest::{Digest, ParseDigestError};
 pub use function::{Fault, Usage};
 pub use inference::{

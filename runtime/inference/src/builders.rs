@@ -19,7 +19,8 @@ pub(crate) type Work = Box<dyn FnOnce() + Send>;
 struct Build {
     tenant: TenantName,
     work: Work,
-    done: oneshot::Sender<()>,
+    /// `None` where nobody waits for it.
+    done: Option<oneshot::Sender<()>>,
 }
 
 impl Owned for Build {
@@ -35,10 +36,14 @@ impl Builders {
     pub(crate) fn start(threads: usize) -> io::Result<Self> {
         let run = |Build { work, done, .. }: Build| {
             // Nobody waits for the plan any more.
-            if !done.is_closed() {
-                work();
+            if done.as_ref().is_some_and(oneshot::Sender::is_closed) {
+                return None;
+            }
+            work();
+            if let Some(done) = done {
                 let _ = done.send(());
             }
+            None
         };
         Ok(Builders(Pool::start("sandpiper-plan", threads, WAITING_MAX, WAITING_MAX / SHARE, run)?))
     }
@@ -46,10 +51,15 @@ impl Builders {
     /// Does the work in the tenant's turn, and waits for it. What came of it shows when the plan is used.
     pub(crate) async fn run(&self, tenant: &TenantName, work: Work) -> Result<(), InferenceError> {
         let (done, is_done) = oneshot::channel();
-        let build = Build { tenant: tenant.clone(), work, done };
+        let build = Build { tenant: tenant.clone(), work, done: Some(done) };
         self.0.push(build).map_err(|_| InferenceError::Saturated)?;
         // Without an answer the work has panicked, and the run will say why it has no plan.
         let _ = is_done.await;
         Ok(())
+    }
+
+    /// Does the work when the tenant's turn comes. Nobody waits for it, so that it is left out where too much waits.
+    pub(crate) fn offer(&self, tenant: &TenantName, work: Work) {
+        drop(self.0.push(Build { tenant: tenant.clone(), work, done: None }));
     }
 }

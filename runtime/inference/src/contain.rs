@@ -2,6 +2,7 @@
 //! a tenant's values.
 
 use std::{
+    any::Any,
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
     sync::Once,
@@ -12,6 +13,35 @@ use crate::alloc;
 /// The code panicked, and the panic went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Panicked;
+
+/// Why code that works on a caller's values panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Panic {
+    /// The values are such that there is no result: what they hold.
+    Values(&'static str),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// What Rust says where values have no result, and what the caller is told. The operator may be anywhere, also inside
+/// the body of another, so that its inputs are not always seen before it runs.
+const NO_RESULT: [(&str, &str); 3] = [
+    ("attempt to divide by zero", "a division of integers by zero"),
+    ("attempt to calculate the remainder with a divisor of zero", "a division of integers by zero"),
+    (
+        "user-provided comparison function does not correctly implement a total order",
+        "a NaN where numbers are put in order",
+    ),
+];
+
+impl Panic {
+    fn of(payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let known = text.and_then(|text| NO_RESULT.iter().find(|(said, _)| *said == text));
+        known.map_or(Panic::Unknown, |(_, told)| Panic::Values(told))
+    }
+}
 
 thread_local! {
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
@@ -40,6 +70,12 @@ pub(crate) fn contained<R>(work: impl FnOnce() -> R) -> Result<R, Panicked> {
     contained_within(alloc::WORK_BYTES_MAX, work)
 }
 
+/// The same for work on the values of a caller, who may be the cause.
+pub(crate) fn contained_run<R>(work: impl FnOnce() -> R) -> Result<R, Panic> {
+    let caught = caught_within(alloc::WORK_BYTES_MAX, work);
+    caught.map(|(result, _)| result).map_err(|payload| Panic::of(&*payload))
+}
+
 /// The same with room for `bytes` of memory, unless it runs inside contained work.
 pub(crate) fn contained_within<R>(bytes: usize, work: impl FnOnce() -> R) -> Result<R, Panicked> {
     measured_within(bytes, work).map(|(result, _)| result)
@@ -50,10 +86,17 @@ pub(crate) fn measured_within<R>(
     bytes: usize,
     work: impl FnOnce() -> R,
 ) -> Result<(R, u64), Panicked> {
+    caught_within(bytes, work).map_err(|_| Panicked)
+}
+
+fn caught_within<R>(
+    bytes: usize,
+    work: impl FnOnce() -> R,
+) -> Result<(R, u64), Box<dyn Any + Send>> {
     let outer = CONTAINED.replace(true);
     let result = catch_unwind(AssertUnwindSafe(|| alloc::within(bytes, work)));
     CONTAINED.set(outer);
-    result.map_err(|_| Panicked)
+    result
 }
 
 #[cfg(test)]
@@ -67,5 +110,16 @@ mod tests {
         assert_eq!(contained(|| panic!("secret")), Err::<(), _>(Panicked));
         assert!(!CONTAINED.get());
         assert_eq!(contained(|| 2), Ok(2));
+    }
+
+    #[test]
+    fn values_without_a_result_are_told_from_other_panics() {
+        install_hook();
+        let zero = std::hint::black_box(0_i64);
+        let by_zero = Err(Panic::Values("a division of integers by zero"));
+        assert_eq!(contained_run(|| 1 / zero), by_zero);
+        assert_eq!(contained_run(|| 1 % zero), by_zero);
+        assert_eq!(contained_run(|| 1_i32.wrapping_div(zero as i32)).map(i64::from), by_zero);
+        assert_eq!(contained_run(|| panic!("{zero}")), Err::<(), _>(Panic::Unknown));
     }
 }

@@ -30,7 +30,7 @@ pub use error::LoadError;
 pub use model::LoadedModel;
 pub use plane::{Config, InferencePlane};
 pub use profile::{BatchCost, Batching, Measurement, ModelProfile};
-pub use registry::{MemoryTerms, MemoryTermsOf};
+pub use registry::{MemoryTerms, MemoryTermsOf, PinsOf};
 pub use spec::ModelSpec;
 pub use stats::{ANSWER_BOUNDS_MS, BatchTimes, ModelStats, Timing};
 pub use trial::{Trial, try_model};

@@ -1,7 +1,7 @@
 //! From a specification to a model that is ready: tried in a process of its own, parsed, measured and warmed up.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -42,7 +42,7 @@ impl Loader {
         }
     }
 
-    /// Loads, measures and warms up, within the budget. On a loader thread. Whether an upload finds room beside pinned
+    /// Loads, measures and warms up, within the budget. On a loader thread; `alone` keeps other large loads off. Whether an upload finds room beside pinned
     /// models is decided when it is known which of them it replaces.
     pub(crate) fn prepare(
         &self,
@@ -50,10 +50,10 @@ impl Loader {
         stats: Arc<ModelStats>,
         owner: Option<&TenantName>,
         is_upload: bool,
+        alone: Option<MutexGuard<'_, ()>>,
     ) -> Loaded {
         let ModelSpec { bytes, digest, options, samples, measurement } = spec;
-        let needed = (bytes.len() as u64).saturating_mul(WEIGHTS_HELD);
-        let alone = self.registry.alone_if_large(needed);
+        let needed = needed_for(bytes.len() as u64);
         let reservation = self.registry.wait_for_room(needed, owner)?;
         let known = measurement.as_ref().and_then(Measurement::here);
         let program = tract::load(&bytes, &options, &samples, known);
@@ -71,6 +71,11 @@ impl Loader {
         self.registry.fits_beside_pinned(&model, |_| is_upload)?;
         Ok(Arc::new(model))
     }
+}
+
+/// What loading a file of so many bytes is taken to need on the way.
+pub(crate) fn needed_for(bytes: u64) -> u64 {
+    bytes.saturating_mul(WEIGHTS_HELD)
 }
 
 /// Runs the samples, or else the smallest inputs that the signature allows, so that the first call finds everything in

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     Measurement, ModelProfile, ModelStats,
-    backend::Program,
+    backend::{Held, Hold, Program},
     batch,
     builders::Builders,
     cost::Costs,
@@ -36,6 +36,8 @@ pub(crate) struct Core {
     /// Tells this loaded model from all others.
     pub(crate) id: u64,
     pub(crate) program: Arc<dyn Program>,
+    /// Make plans for shapes that come for the first time.
+    pub(crate) builders: Arc<Builders>,
     /// The sizes of batches, without 1; empty where calls run one by one.
     pub(crate) sizes: Vec<u32>,
     pub(crate) delay: Duration,
@@ -56,7 +58,6 @@ const BRIEF_NS: u64 = 100_000;
 pub struct LoadedModel {
     core: Arc<Core>,
     scheduler: Arc<Scheduler>,
-    builders: Arc<Builders>,
     profile: Arc<ModelProfile>,
     options: ModelOptions,
     responses: Option<ModelCache>,
@@ -91,6 +92,7 @@ impl LoadedModel {
         let core = Core {
             id: NEXT.fetch_add(1, Relaxed),
             program,
+            builders,
             sizes,
             delay: Duration::from_micros(options.max_delay_us),
             costs,
@@ -101,7 +103,7 @@ impl LoadedModel {
         };
         let profile = Arc::new(ModelProfile { operators, parameters, memory_bytes, batching });
         let (core, options) = (Arc::new(core), options.clone());
-        LoadedModel { core, scheduler, builders, profile, options, responses }
+        LoadedModel { core, scheduler, profile, options, responses }
     }
 
     /// How it is run and kept.
@@ -175,18 +177,18 @@ impl Model for LoadedModel {
 impl LoadedModel {
     fn compute(&self, request: InferenceRequest) -> BoxFuture<'static, Answer> {
         let (core, scheduler) = (self.core.clone(), self.scheduler.clone());
-        let builders = self.builders.clone();
         Box::pin(async move {
-            let InferenceRequest { tenant, share, deadline, inputs, batch_with_others, brief } =
-                request;
+            let with_others = request.batch_with_others;
+            let InferenceRequest { tenant, share, deadline, inputs, brief, bill, .. } = request;
             if let Some(refusal) = core.health.refusal(&tenant) {
                 core.stats.rejected.fetch_add(1, Relaxed);
                 return Err(refusal);
             }
             let inputs = core.program.contract().order(inputs)?;
-            if let Some(build) = core.program.clone().missing_plan(&inputs) {
-                builders.run(&tenant, build).await?;
-            }
+            let plan = match core.program.hold(&tenant, &inputs) {
+                Hold::Ready(held) => held,
+                other => core.plan(other, &tenant, &inputs, deadline).await?,
+            };
             let (rows, width, group) = core.group(&inputs);
             let (reply, answer) = oneshot::channel();
             let stats = core.stats.clone();
@@ -196,23 +198,27 @@ impl LoadedModel {
                 model: core.id,
                 rows,
                 group,
-                with_others: batch_with_others,
+                with_others,
                 deadline,
                 delay: core.delay,
                 floor_ns: core.costs.floor_ns(),
             };
-            let brief_ns = match &brief {
-                BriefRuns::Elsewhere => None,
-                BriefRuns::Later(place) if !place.is_vacant() => None,
-                // Guests take far longer than what they ask of the model: those few that ask at once are no batch.
-                BriefRuns::Later(_) => core.brief_ns(&inputs, width),
-                BriefRuns::Here if stats.pending.load(Relaxed) > 0 => None,
-                BriefRuns::Here => core.brief_ns(&inputs, width),
-            };
-            let claim = brief_ns.and_then(|ns| scheduler.claim(&ask, ns));
+            let brief_ns = core.may_run_here(&brief).then(|| core.brief_ns(&inputs, width));
+            let claim = brief_ns.flatten().and_then(|ns| scheduler.claim(&ask, ns));
             let (queued_at, pending) = (Instant::now(), Pending::new(stats.clone()));
-            let job =
-                Job { core, tenant, inputs, rows, width, deadline, queued_at, reply, pending };
+            let job = Job {
+                core,
+                tenant,
+                inputs,
+                rows,
+                width,
+                deadline,
+                queued_at,
+                reply,
+                pending,
+                plan,
+                bill,
+            };
             let ticket = match (claim, brief) {
                 (Some(claim), BriefRuns::Later(deferred)) => {
                     deferred.put(move || claim.run(job));
@@ -233,17 +239,60 @@ impl LoadedModel {
             let mut waiting = Waiting { scheduler, ticket, stats, over: false };
             let answer = answer.await;
             waiting.over = true;
-            match answer {
-                Ok(answer) => answer,
-                Err(_) => Err(InferenceError::Unavailable(
-                    "unavailable: the inference plane is shutting down".to_owned(),
-                )),
-            }
+            // Nobody answers any more.
+            let closing = "unavailable: the inference plane is shutting down";
+            answer.unwrap_or_else(|_| Err(InferenceError::Unavailable(closing.to_owned())))
         })
     }
 }
 
 impl Core {
+    /// Waits until the plan for these inputs is there, in the tenant's turn and until the deadline.
+    async fn plan(
+        &self,
+        hold: Hold,
+        tenant: &TenantName,
+        inputs: &[Tensor],
+        deadline: Option<Instant>,
+    ) -> Result<Option<Held>, InferenceError> {
+        let planned = async {
+            let mut hold = hold;
+            loop {
+                let freed = match hold {
+                    Hold::Ready(held) => return Ok(held),
+                    Hold::After(work, held) => {
+                        self.builders.run(tenant, work).await?;
+                        return Ok(Some(held));
+                    }
+                    Hold::Full(freed) => freed,
+                };
+                let is_freed = freed.notified();
+                // Asked once more, so that what was freed meanwhile is not missed.
+                hold = self.program.hold(tenant, inputs);
+                if matches!(hold, Hold::Full(_)) {
+                    is_freed.await;
+                    hold = self.program.hold(tenant, inputs);
+                }
+            }
+        };
+        match deadline {
+            None => planned.await,
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), planned)
+                .await
+                .unwrap_or(Err(InferenceError::Timeout)),
+        }
+    }
+
+    /// Whether a call may run where it was made if it is brief.
+    fn may_run_here(&self, brief: &BriefRuns) -> bool {
+        match brief {
+            BriefRuns::Elsewhere => false,
+            // Guests take far longer than what they ask of the model: those few that ask at once are no batch.
+            BriefRuns::Later(place) => place.is_vacant(),
+            BriefRuns::Here => self.stats.pending.load(Relaxed) == 0,
+        }
+    }
+
     /// What a call on these inputs is expected to take, if it is brief. One that its owner wants to wait for company is
     /// not.
     fn brief_ns(&self, inputs: &[Tensor], width: usize) -> Option<u64> {
@@ -308,7 +357,9 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.over {
             self.stats.cancelled.fetch_add(1, Relaxed);
-            drop(self.ticket.and_then(|ticket| self.scheduler.cancel(ticket)));
+            if let Some(job) = self.ticket.and_then(|ticket| self.scheduler.cancel(ticket)) {
+                job.withdraw();
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     footprint::Ledger,
     loader::Loader,
     pool::{Owned, Pool},
-    registry::{Forgotten, Loaded, MemoryTerms, MemoryTermsOf, Pending, Registry},
+    registry::{Forgotten, Loaded, MemoryTerms, MemoryTermsOf, Pending, PinsOf, Registry},
     response_cache::ResponseCache,
     scheduler::Scheduler,
 };
@@ -77,6 +77,8 @@ struct Load {
     place: Option<Place>,
     /// Who asked for it, for whose turn it waits.
     asker: Option<TenantName>,
+    /// Of the file, as far as is known before it is read.
+    bytes: u64,
     source: Source,
     loader: Arc<Loader>,
     stats: Arc<ModelStats>,
@@ -93,11 +95,16 @@ impl InferencePlane {
     /// Starts the threads of a plane whose tenants are all alike, and pin what they like.
     pub fn start(config: Config) -> io::Result<Arc<Self>> {
         let terms = MemoryTerms { weight: 1, pinned_bytes_max: u64::MAX };
-        InferencePlane::start_with(config, Box::new(move |_| terms))
+        InferencePlane::start_with(config, Box::new(move |_| terms), Box::new(|_| true))
     }
 
-    /// Starts the threads. `terms` is asked for a tenant's part of the memory whenever it matters.
-    pub fn start_with(config: Config, terms: Box<MemoryTermsOf>) -> io::Result<Arc<Self>> {
+    /// Starts the threads. `terms` is asked for a tenant's part of the memory whenever it matters, and `pins` whether a
+    /// version that comes into memory is in use.
+    pub fn start_with(
+        config: Config,
+        terms: Box<MemoryTermsOf>,
+        pins: Box<PinsOf>,
+    ) -> io::Result<Arc<Self>> {
         contain::install_hook();
         let start = |name, threads, capacity: usize| {
             Pool::start(name, threads, capacity, capacity / SHARE, Load::work)
@@ -108,7 +115,7 @@ impl InferencePlane {
         let compute = Arc::new(Scheduler::start(config.threads, config.queue_capacity)?);
         let (ledger, grew) = Ledger::new();
         let freed = start_freeing()?;
-        let registry = Registry::new(config.models_bytes_max, terms, ledger, freed);
+        let registry = Registry::new(config.models_bytes_max, (terms, pins), ledger, freed);
         let registry = Arc::new(registry);
         let watched = Arc::downgrade(&registry);
         thread::Builder::new().name("sandpiper-budget".to_owned()).spawn(move || {
@@ -127,25 +134,27 @@ impl InferencePlane {
 
     /// The model of this key, from memory or else from `source`, which is called on a loader thread and only when
     /// no other caller is loading the same key. A caller that goes away does not stop the load. It waits for the turn
-    /// of the model's owner.
+    /// of the model's owner. Nothing is known of its size before.
     pub async fn load(
         &self,
         key: &ModelKey,
         source: impl FnOnce() -> Result<ModelSpec, String> + Send + 'static,
     ) -> Result<Arc<LoadedModel>, LoadError> {
-        self.load_for(&key.tenant, key, source).await
+        self.load_for(&key.tenant, key, 0, source).await
     }
 
-    /// The same for `asker`, who need not be the model's owner: the load waits for its turn, and takes its time.
+    /// The same for `asker`, who need not be the model's owner: the load waits for its turn, and takes its time. The
+    /// file has so many bytes.
     pub async fn load_for(
         &self,
         asker: &TenantName,
         key: &ModelKey,
+        bytes: u64,
         source: impl FnOnce() -> Result<ModelSpec, String> + Send + 'static,
     ) -> Result<Arc<LoadedModel>, LoadError> {
         match self.loaded(key) {
             Some(model) => Ok(model),
-            None => self.join_load(asker, key, Box::new(source)).await,
+            None => self.join_load(asker, key, bytes, Box::new(source)).await,
         }
     }
 
@@ -166,8 +175,9 @@ impl InferencePlane {
 
     async fn inspect_of(&self, asker: Option<TenantName>, spec: ModelSpec) -> Loaded {
         let (reply, outcome) = oneshot::channel();
+        let bytes = spec.bytes.len() as u64;
         let (loader, source) = (self.loader.clone(), Box::new(|| Ok(spec)));
-        let load = Load { place: None, asker, source, loader, stats: Arc::default(), reply };
+        let load = Load { place: None, asker, bytes, source, loader, stats: Arc::default(), reply };
         self.inspectors.push(load).map_err(|_| LoadError::Saturated)?;
         outcome.await.unwrap_or(Err(LoadError::Panicked))
     }
@@ -213,9 +223,9 @@ impl InferencePlane {
         self.registry().failure(key)
     }
 
-    /// Lets every model whose key `keep` refuses make room for others again, though it was pinned.
-    pub fn unpin(&self, keep: impl Fn(&ModelKey) -> bool) {
-        self.registry().unpin(keep);
+    /// Lets every version that is not in use make room for others, and pins those that are and ask for it.
+    pub fn settle_pins(&self, is_used: impl Fn(&ModelKey) -> bool) {
+        self.registry().settle_pins(is_used);
     }
 
     /// Forgets the cached answers of all models whose digest `keep` refuses.
@@ -301,6 +311,7 @@ impl InferencePlane {
         &self,
         asker: &TenantName,
         key: &ModelKey,
+        bytes: u64,
         source: Source,
     ) -> Shared<BoxFuture<'static, Loaded>> {
         let mut pending = self.registry().pending();
@@ -315,7 +326,7 @@ impl InferencePlane {
         let place = Place { key: key.clone(), id, registry: Arc::downgrade(self.registry()) };
         let (loader, stats) = (self.loader.clone(), self.stats(key));
         let (place, asker) = (Some(place), Some(asker.clone()));
-        let load = Load { place, asker, source, loader, stats, reply };
+        let load = Load { place, asker, bytes, source, loader, stats, reply };
         let outcome = async move { outcome.await.unwrap_or(Err(LoadError::Panicked)) };
         let outcome = outcome.boxed().shared();
         pending.insert(key.clone(), Pending { id, outcome: outcome.clone() });
@@ -354,11 +365,14 @@ impl Owned for Load {
 }
 
 impl Load {
-    fn work(self) {
-        let Load { place, asker, source, loader, stats, reply } = self;
-        if place.is_none() && reply.is_closed() {
-            return;
+    /// Gives back a large one while another is made.
+    fn work(self) -> Option<Self> {
+        if self.place.is_none() && self.reply.is_closed() {
+            return None;
         }
+        let registry = self.loader.registry.clone();
+        let Ok(alone) = registry.alone_if_large(self.bytes) else { return Some(self) };
+        let Load { place, asker, source, loader, stats, reply, .. } = self;
         // A panic of `source` is our own fault: the hook prints it, and the callers are told all the same.
         let prepare = || {
             let spec = source().map_err(LoadError::Bytes)?;
@@ -366,7 +380,7 @@ impl Load {
                 loader.try_apart(&spec)?;
             }
             let owner = place.as_ref().map(|place| &place.key.tenant).or(asker.as_ref());
-            let model = loader.prepare(spec, stats, owner, place.is_none())?;
+            let model = loader.prepare(spec, stats, owner, place.is_none(), alone)?;
             if let Some(place) = &place {
                 model.belongs_to(&place.key.tenant);
                 place.keep(&model)?;
@@ -381,6 +395,7 @@ impl Load {
         }
         drop(place);
         let _ = reply.send(outcome);
+        None
     }
 }
 

@@ -3,7 +3,8 @@
 //! The next job is one of the owner with the fewest jobs running, and among those of the one whose jobs have taken the
 //! least time; an owner that comes anew starts level with whoever is served then, so that nobody saves turns up (the
 //! virtual time of fair queueing). Of one owner the jobs go first in, first out, and each may take up a part of the
-//! queue only.
+//! queue only. Where there are several threads no owner has all of them, so that one whose jobs take long keeps nobody
+//! else waiting. A job that cannot be done yet goes back to where it was, and its line waits a little.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,6 +19,8 @@ use sandpiper_domain::TenantName;
 
 /// Optimising and running deep graphs recurses. The memory is reserved, not used, until a model needs it.
 const STACK_BYTES: usize = 64 << 20;
+/// When a job that could not be done is tried again.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// A job that waits on somebody's account.
 pub(crate) trait Owned {
@@ -42,6 +45,7 @@ type Owner = Option<TenantName>;
 
 struct Queue<J> {
     lines: HashMap<Owner, Line<J>>,
+    threads: usize,
     /// Jobs in all lines.
     waiting: usize,
     /// What the owner that was served last had taken by then.
@@ -53,26 +57,37 @@ struct Queue<J> {
     closed: bool,
 }
 
+/// A job that is next, and its number.
+struct Turn<J> {
+    owner: Owner,
+    arrival: u64,
+    job: J,
+}
+
 /// The jobs of one owner.
 struct Line<J> {
     jobs: VecDeque<(u64, J)>,
     running: usize,
+    /// Its first job could not be done, and is not tried again before.
+    held_until: Option<Instant>,
     /// The time that its jobs have taken, at least the level when it came.
     taken: Duration,
 }
 
 impl<J: Owned + Send + 'static> Pool<J> {
-    /// Starts `threads` threads called `name` that hand every job to `handler`. `capacity` jobs may wait, `share` of
-    /// one owner; a share is at least one.
+    /// Starts `threads` threads called `name` that hand every job to `handler`, which gives back what it cannot do yet.
+    /// `capacity` jobs may wait, `share` of one owner; a share is at least one.
     pub(crate) fn start(
         name: &str,
         threads: usize,
         capacity: usize,
         share: usize,
-        handler: impl Fn(J) + Send + Sync + 'static,
+        handler: impl Fn(J) -> Option<J> + Send + Sync + 'static,
     ) -> io::Result<Self> {
+        let threads = threads.max(1);
         let queue = Mutex::new(Queue {
             lines: HashMap::new(),
+            threads,
             waiting: 0,
             level: Duration::ZERO,
             arrivals: 0,
@@ -83,7 +98,7 @@ impl<J: Owned + Send + 'static> Pool<J> {
         let shared = Arc::new(Shared { queue, ready, capacity, share });
         let pool = Pool { shared };
         let handler = Arc::new(handler);
-        for number in 0..threads.max(1) {
+        for number in 0..threads {
             let (shared, handler) = (pool.shared.clone(), handler.clone());
             thread::Builder::new()
                 .name(format!("{name}-{number}"))
@@ -129,7 +144,7 @@ impl<J: Owned + Send + 'static> Drop for Pool<J> {
 impl<J> Queue<J> {
     fn add(&mut self, owner: Owner, job: J) {
         let level = self.level;
-        let new = || Line { jobs: VecDeque::new(), running: 0, taken: level };
+        let new = || Line { jobs: VecDeque::new(), running: 0, held_until: None, taken: level };
         let line = self.lines.entry(owner).or_insert_with(new);
         if line.jobs.is_empty() && line.running == 0 {
             line.taken = line.taken.max(level);
@@ -140,18 +155,37 @@ impl<J> Queue<J> {
     }
 
     /// The job whose turn it is.
-    fn next(&mut self) -> Option<(Owner, J)> {
+    fn next(&mut self) -> Option<Turn<J>> {
+        let running_max = (self.threads - 1).max(1);
         let waiting = self.lines.iter().filter_map(|(owner, line)| {
             let (arrival, _) = line.jobs.front()?;
-            Some(((line.running, line.taken, *arrival), owner))
+            let has_all = owner.is_some() && line.running >= running_max;
+            let is_held = line.held_until.is_some_and(|until| Instant::now() < until);
+            let rank = (line.running, line.taken, *arrival);
+            (!has_all && !is_held).then_some((rank, owner))
         });
         let owner = waiting.min_by_key(|(rank, _)| *rank)?.1.clone();
         let line = self.lines.get_mut(&owner)?;
-        let (_, job) = line.jobs.pop_front()?;
+        let (arrival, job) = line.jobs.pop_front()?;
         line.running += 1;
+        line.held_until = None;
         self.level = self.level.max(line.taken);
         self.waiting -= 1;
-        Some((owner, job))
+        Some(Turn { owner, arrival, job })
+    }
+
+    /// A job that could not be done is the first of its line again.
+    fn put_back(&mut self, owner: &Owner, arrival: u64, job: J) {
+        let line = self.lines.get_mut(owner).filter(|_| !self.closed);
+        if let Some(line) = line {
+            line.jobs.push_front((arrival, job));
+            line.held_until = Some(Instant::now() + RETRY);
+            self.waiting += 1;
+        }
+    }
+
+    fn holds_back(&self) -> bool {
+        self.lines.values().any(|line| line.held_until.is_some())
     }
 
     /// A job of this owner has ended.
@@ -173,7 +207,7 @@ impl<J: Owned> Shared<J> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Option<(Owner, J)> {
+    fn take(&self) -> Option<Turn<J>> {
         let mut queue = self.lock();
         loop {
             if queue.closed {
@@ -183,19 +217,30 @@ impl<J: Owned> Shared<J> {
                 return Some(next);
             }
             queue.idle += 1;
-            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = match queue.holds_back() {
+                false => self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                true => {
+                    let waited = self.ready.wait_timeout(queue, RETRY);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
             queue.idle -= 1;
         }
     }
 
     /// The handler contains what it expects to panic; the catch here keeps the thread alive through the rest.
-    fn serve(&self, handler: &impl Fn(J)) {
-        while let Some((owner, job)) = self.take() {
+    fn serve(&self, handler: &impl Fn(J) -> Option<J>) {
+        while let Some(Turn { owner, arrival, job }) = self.take() {
             let begun = Instant::now();
-            if catch_unwind(AssertUnwindSafe(|| handler(job))).is_err() {
+            let refused = catch_unwind(AssertUnwindSafe(|| handler(job))).unwrap_or_else(|_| {
                 tracing::error!("a job of the inference plane panicked; its thread goes on");
+                None
+            });
+            let mut queue = self.lock();
+            if let Some(job) = refused {
+                queue.put_back(&owner, arrival, job);
             }
-            self.lock().settle(&owner, begun.elapsed());
+            queue.settle(&owner, begun.elapsed());
         }
     }
 }
@@ -227,6 +272,7 @@ mod tests {
             gate.lock().unwrap().recv().unwrap();
             assert_ne!(job, 13, "unlucky");
             report.send(job).unwrap();
+            None
         });
         (pool.unwrap(), open, done)
     }
@@ -279,6 +325,7 @@ mod tests {
         let pool = Pool::start("test", 1, 6, 2, move |(_, job): (TenantName, u32)| {
             gate.lock().unwrap().recv().unwrap();
             report.send(job).unwrap();
+            None
         });
         let pool = pool.unwrap();
         let push = |tenant: &str, job| pool.push((tenant.parse().unwrap(), job));
@@ -303,10 +350,10 @@ mod tests {
         assert_eq!(pool.shared.lock().waiting, 0);
     }
 
-    fn empty() -> Queue<u32> {
+    fn empty(threads: usize) -> Queue<u32> {
         let lines = HashMap::new();
         let (waiting, arrivals, idle) = (0, 0, 0);
-        Queue { lines, waiting, level: Duration::ZERO, arrivals, idle, closed: false }
+        Queue { lines, threads, waiting, level: Duration::ZERO, arrivals, idle, closed: false }
     }
 
     fn owner(name: &str) -> Owner {
@@ -315,13 +362,13 @@ mod tests {
 
     #[test]
     fn owners_take_turns_by_the_time_that_their_jobs_take() {
-        let mut queue = empty();
+        let mut queue = empty(1);
         (0..32).for_each(|job| queue.add(owner("flood"), job));
         queue.add(owner("acme"), 100);
         queue.add(None, 200);
         let second = Duration::from_secs(1);
         let serve = |queue: &mut Queue<u32>, took| {
-            let (owner, job) = queue.next().unwrap();
+            let Turn { owner, job, .. } = queue.next().unwrap();
             queue.settle(&owner, took);
             job
         };
@@ -346,13 +393,51 @@ mod tests {
 
     #[test]
     fn no_owner_takes_a_second_thread_while_another_waits() {
-        let mut queue = empty();
+        let mut queue = empty(3);
         (0..4).for_each(|job| queue.add(owner("flood"), job));
         let first = queue.next().unwrap();
         queue.add(owner("acme"), 100);
         // The first job has not ended, so that its time is not known yet.
         let second = queue.next().unwrap();
-        assert_eq!((first.1, second.1), (0, 100));
-        assert_eq!(queue.next().unwrap().1, 1);
+        assert_eq!((first.job, second.job), (0, 100));
+        assert_eq!(queue.next().unwrap().job, 1);
+    }
+
+    #[test]
+    fn no_owner_has_every_thread() {
+        let mut queue = empty(3);
+        (0..4).for_each(|job| queue.add(owner("flood"), job));
+        let first = queue.next().unwrap();
+        assert_eq!((first.job, queue.next().unwrap().job), (0, 1));
+        assert!(queue.next().is_none());
+        queue.add(owner("acme"), 100);
+        assert_eq!(queue.next().unwrap().job, 100);
+        queue.settle(&first.owner, Duration::ZERO);
+        assert_eq!(queue.next().unwrap().job, 2);
+    }
+
+    #[test]
+    fn a_job_that_cannot_be_done_yet_waits_in_its_place_and_holds_up_nobody() {
+        let (may_run, is_open) =
+            (Arc::new(Mutex::new(false)), |open: &Mutex<bool>| *open.lock().unwrap());
+        let (report, done) = mpsc::channel();
+        let open = may_run.clone();
+        let pool = Pool::start("test", 2, 8, 8, move |(owner, job): (TenantName, u32)| {
+            if job == 0 && !is_open(&open) {
+                return Some((owner, job));
+            }
+            report.send(job).unwrap();
+            None
+        });
+        let pool = pool.unwrap();
+        let push = |tenant: &str, job| pool.push((tenant.parse().unwrap(), job)).unwrap();
+        push("acme", 0);
+        push("acme", 1);
+        for job in 2..5 {
+            push("beta", job);
+            assert_eq!(done.recv().unwrap(), job);
+        }
+        *may_run.lock().unwrap() = true;
+        assert_eq!([(); 2].map(|()| done.recv().unwrap()), [0, 1]);
     }
 }

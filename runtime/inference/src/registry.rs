@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc::Sender,
     },
@@ -19,6 +19,7 @@ use crate::{
     LoadError, LoadedModel, alloc,
     eviction::{self, Held},
     footprint::{Ledger, Reservation},
+    loader::needed_for,
 };
 
 pub(crate) type Loaded = Result<Arc<LoadedModel>, LoadError>;
@@ -49,9 +50,16 @@ pub struct MemoryTerms {
 /// Tells the terms of each tenant, as they are now.
 pub type MemoryTermsOf = dyn Fn(&TenantName) -> MemoryTerms + Send + Sync;
 
+/// Tells whether a version is in use, so that its pin counts: an old one that is asked for once holds none.
+pub type PinsOf = dyn Fn(&ModelKey) -> bool + Send + Sync;
+
 /// A load that is taken to need more than this part of the budget on its way is made while no other such is: together,
 /// what they need for a moment would be well beyond it.
 const LARGE_PART: u64 = 16;
+
+/// Another large load is under way.
+#[derive(Debug)]
+pub(crate) struct Busy;
 
 /// A load on its way, which others may wait for.
 pub(crate) struct Pending {
@@ -68,6 +76,7 @@ pub(crate) struct Registry {
     /// Where times are counted from.
     began: Instant,
     terms: Box<MemoryTermsOf>,
+    pins: Box<PinsOf>,
     /// Frees what callers have no time to free.
     freed: Sender<Forgotten>,
     bytes_max: u64,
@@ -88,7 +97,7 @@ impl Registry {
     /// `freed` takes models to a thread that drops them.
     pub(crate) fn new(
         bytes_max: u64,
-        terms: Box<MemoryTermsOf>,
+        (terms, pins): (Box<MemoryTermsOf>, Box<PinsOf>),
         ledger: Arc<Ledger>,
         freed: Sender<Forgotten>,
     ) -> Self {
@@ -99,6 +108,7 @@ impl Registry {
             ledger,
             began: Instant::now(),
             terms,
+            pins,
             freed,
             bytes_max,
             large_load: Mutex::new(()),
@@ -128,7 +138,8 @@ impl Registry {
     }
 
     /// Adds a model, and forgets others until all are within the budget. The result is to be dropped where freeing them
-    /// holds up nobody. A model that would be pinned beyond what its tenant may pin is added without its pin.
+    /// holds up nobody. A model that would be pinned beyond what its tenant may pin is added without its pin, and so is a
+    /// version that is not in use.
     pub(crate) fn add(
         &self,
         key: ModelKey,
@@ -137,7 +148,7 @@ impl Registry {
         let _making_room = self.lock_room();
         self.fits_beside_pinned(&model, |other| *other == key)?;
         let used = AtomicU64::new(self.now());
-        let pinned = model.options().pinned && self.may_pin(&key, &model);
+        let pinned = model.options().pinned && (self.pins)(&key) && self.may_pin(&key, &model);
         let pinned = AtomicBool::new(pinned);
         let replaced = self.models.insert(key.clone(), Entry { model, used, pinned });
         let mut forgotten = self.forget_down_to(self.unreserved(), Some(&key), None);
@@ -208,10 +219,16 @@ impl Registry {
         Ok(())
     }
 
-    /// Waits until no other large load is under way, where one that needs so many bytes is large. On a loader thread.
-    pub(crate) fn alone_if_large(&self, bytes: u64) -> Option<MutexGuard<'_, ()>> {
-        let is_large = bytes > self.bytes_max / LARGE_PART;
-        is_large.then(|| self.large_load.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Keeps other large loads off where one of a file of so many bytes is large. Fails while another is under way.
+    pub(crate) fn alone_if_large(&self, file: u64) -> Result<Option<MutexGuard<'_, ()>>, Busy> {
+        if needed_for(file) <= self.bytes_max / LARGE_PART {
+            return Ok(None);
+        }
+        match self.large_load.try_lock() {
+            Ok(alone) => Ok(Some(alone)),
+            Err(TryLockError::Poisoned(alone)) => Ok(Some(alone.into_inner())),
+            Err(TryLockError::WouldBlock) => Err(Busy),
+        }
     }
 
     /// Makes room for about `bytes`, and waits a while for what was forgotten and still runs. The room stays reserved
@@ -327,11 +344,25 @@ impl Registry {
         forgotten
     }
 
-    /// Lets go of the pin of every model that `keep` refuses.
-    pub(crate) fn unpin(&self, keep: impl Fn(&ModelKey) -> bool) {
-        for entry in &self.models {
-            if entry.pinned.load(Relaxed) && !keep(entry.key()) {
-                entry.pinned.store(false, Relaxed);
+    /// Lets go of the pins of versions that are not in use, and then pins those that are and ask for it, as far as their
+    /// tenants may.
+    pub(crate) fn settle_pins(&self, is_used: impl Fn(&ModelKey) -> bool) {
+        let _making_room = self.lock_room();
+        let mut missing = Vec::new();
+        for entry in self.models.iter().filter(|entry| entry.model.options().pinned) {
+            match (entry.pinned.load(Relaxed), is_used(entry.key())) {
+                (true, false) => entry.pinned.store(false, Relaxed),
+                (false, true) => missing.push((entry.key().clone(), entry.model.clone())),
+                _ => {}
+            }
+        }
+        for (key, model) in missing {
+            let may_be = self.fits_pins_of(&key.tenant, &model, |other| *other == key).is_ok();
+            // Another may have taken its place meanwhile.
+            if let Some(entry) = self.models.get(&key).filter(|_| may_be)
+                && Arc::ptr_eq(&entry.model, &model)
+            {
+                entry.pinned.store(true, Relaxed);
             }
         }
     }

@@ -17,7 +17,10 @@ mod tests;
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -44,6 +47,9 @@ pub(crate) struct Scheduler {
 
 struct Shared {
     state: Mutex<State>,
+    /// Calls that wait and threads that run something, as they were when the lock was last let go of.
+    crowd: AtomicUsize,
+    threads: usize,
     ready: Condvar,
 }
 
@@ -107,7 +113,12 @@ impl Scheduler {
             sleepers: Sleepers::default(),
             closed: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), ready: Condvar::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            crowd: AtomicUsize::new(0),
+            threads,
+            ready: Condvar::new(),
+        });
         let scheduler = Scheduler { shared };
         for number in 0..threads {
             let shared = scheduler.shared.clone();
@@ -134,6 +145,7 @@ impl Scheduler {
         let free_in = state.free_in(now);
         let outcome = state.queue.push(ask, job, free_in, now);
         let is_awaited = outcome.is_ok() && state.wakes();
+        self.shared.note(&state);
         drop(state);
         if is_awaited {
             self.shared.ready.notify_one();
@@ -156,7 +168,10 @@ impl Scheduler {
 
     /// Takes back a call that no thread has begun; its place is free at once.
     pub(crate) fn cancel(&self, ticket: Ticket) -> Option<Job> {
-        self.shared.lock().queue.cancel(ticket)
+        let mut state = self.shared.lock();
+        let job = state.queue.cancel(ticket);
+        self.shared.note(&state);
+        job
     }
 
     /// How long a call of this tenant would wait if it came now; `None` where it would get no place.
@@ -165,6 +180,10 @@ impl Scheduler {
         tenant: &sandpiper_domain::TenantName,
         share: sandpiper_domain::Share,
     ) -> Option<std::time::Duration> {
+        // Asked for every request of a function that uses models, and mostly a thread is free.
+        if self.shared.crowd.load(Relaxed) < self.shared.threads {
+            return Some(Duration::ZERO);
+        }
         let state = self.shared.lock();
         state.queue.expected_wait(tenant, share, state.free_in(Instant::now()))
     }
@@ -238,6 +257,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Leaves a word for who asks without the lock.
+    fn note(&self, state: &State) {
+        let busy = state.busy_until.iter().flatten().count();
+        self.crowd.store(state.queue.len() + busy, Relaxed);
+    }
+
     /// Waits for the next calls. Those whose deadline has passed are told so on the way.
     fn take(&self, number: usize, done: run::Done) -> Option<Picked<Job>> {
         let mut state = self.lock();
@@ -264,6 +289,7 @@ impl Shared {
                 }
                 // What waits on, and calls that are held until they are due, need a thread that looks after them.
                 let wakes = state.wakes();
+                self.note(&state);
                 drop(state);
                 if wakes {
                     self.ready.notify_one();
@@ -271,6 +297,7 @@ impl Shared {
                 return Some(picked);
             }
             let due = state.queue.due();
+            self.note(&state);
             state.sleepers.sleep();
             state = match due {
                 None => self.ready.wait(state).unwrap_or_else(PoisonError::into_inner),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use sandpiper_domain::{Activity, ModelSource, Unmetered};
+use sandpiper_domain::{ModelSource, Unmetered};
 use tokio::sync::Semaphore;
 use wasmtime::{
     Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig,
@@ -76,7 +76,7 @@ pub struct Sandboxes {
     pub(crate) running: Arc<AtomicUsize>,
     /// Requests that wait for a slot.
     pub(crate) waiting: AtomicUsize,
-    pub(crate) unmetered: Arc<dyn Activity>,
+    pub(crate) unmetered: Arc<Unmetered>,
     reclaimer: OnceLock<Reclaimer>,
     slots_max: usize,
 }

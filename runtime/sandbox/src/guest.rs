@@ -142,7 +142,7 @@ impl<'a> Sandbox<'a> {
     /// Takes what it has cost, then drops the store, unless it may serve again.
     fn close(&mut self) -> Option<Report> {
         let (mut store, mut report) = (self.store.take()?, self.report.take()?);
-        report.usage = Usage { cpu: self.shared.cpu.used(), ..store.data().usage() };
+        report.usage = Usage { cpu: self.shared.cpu.used(), ..store.data_mut().settle() };
         let kept = match (self.keeper.take(), self.proxy.take(), self.slot.take()) {
             (Some(keeper), Some(proxy), Some(slot)) if store.data_mut().rest() => {
                 Some((keeper, Box::new(ReadySandbox::new(store, proxy, slot, self.served + 1))))

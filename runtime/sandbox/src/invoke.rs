@@ -20,7 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use sandpiper_domain::{Activity, Deferred, Fault, Grant, Share, Usage};
+use sandpiper_domain::{Activity, Deferred, Fault, Grant, Payer, Share, Usage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
@@ -69,6 +69,8 @@ pub struct Invocation {
     pub share: Share,
     /// Hears when the guest waits for a model.
     pub activity: Arc<dyn Activity>,
+    /// Pays for inferences that end after the guest.
+    pub payer: Arc<dyn Payer>,
     /// Hears of the end.
     pub observer: Box<dyn Observer>,
     /// Is given the sandbox when it may serve again; without it, the sandbox goes with the request.
@@ -116,7 +118,8 @@ impl Sandboxes {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: std::error::Error,
     {
-        let Invocation { grant, log, request_id, share, activity, observer, keeper } = invocation;
+        let Invocation { grant, log, request_id, share, activity, payer, observer, keeper } =
+            invocation;
         let is_head = request.method() == Method::HEAD;
         let shared = Arc::new(Shared::default());
         let report = Report::new(observer, shared.clone());
@@ -136,7 +139,7 @@ impl Sandboxes {
         let (plane, shared_of_guest) = (self.clone(), shared.clone());
         let guest: GuestFuture = Box::pin(async move {
             let shared = shared_of_guest;
-            let terms = Terms { grant, share, activity, deadline };
+            let terms = Terms { grant, share, activity, payer, deadline };
             let (sandbox, start) = match source {
                 Source::Fresh(code) => {
                     let budget = limits.log_kib as usize * 1024;

@@ -122,7 +122,8 @@ impl Sandboxes {
         let budget = limits.log_kib as usize * 1024;
         let log = Arc::new(InvocationLog::new(log.clone(), START_REQUEST_ID.into(), budget));
         let (share, activity) = (grant.tenant.share(), self.unmetered.clone());
-        let terms = Terms { grant: grant.clone(), share, activity, deadline };
+        let (grant, payer) = (grant.clone(), self.unmetered.clone());
+        let terms = Terms { grant, share, activity, payer, deadline };
         let state = State::new(terms, self.models.clone(), shared.clone(), log);
         // In a box: the future of an instantiation is large.
         let start = Box::pin(async {

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Instant};
 
-use sandpiper_domain::{Activity, Grant, ModelSource, Share, Unmetered, Usage};
+use sandpiper_domain::{
+    Activity, Grant, InferenceBill, ModelSource, Payer, Share, Unmetered, Usage,
+};
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::{
     WasiCtx, WasiCtxView, WasiView,
@@ -36,6 +38,8 @@ pub(crate) struct State {
     models: Arc<dyn ModelSource>,
     share: Share,
     activity: Arc<dyn Activity>,
+    payer: Arc<dyn Payer>,
+    bill: Option<Arc<InferenceBill>>,
     deadline: Instant,
     log: Arc<InvocationLog>,
 }
@@ -45,6 +49,7 @@ pub(crate) struct Terms {
     pub(crate) grant: Arc<Grant>,
     pub(crate) share: Share,
     pub(crate) activity: Arc<dyn Activity>,
+    pub(crate) payer: Arc<dyn Payer>,
     pub(crate) deadline: Instant,
 }
 
@@ -55,7 +60,7 @@ impl State {
         shared: Arc<Shared>,
         log: Arc<InvocationLog>,
     ) -> Self {
-        let Terms { grant, share, activity, deadline } = terms;
+        let Terms { grant, share, activity, payer, deadline } = terms;
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printer::new(log.clone(), LogStream::Stdout));
         wasi.stderr(Printer::new(log.clone(), LogStream::Stderr));
@@ -79,6 +84,8 @@ impl State {
             models,
             share,
             activity,
+            payer,
+            bill: None,
             deadline,
             log,
         }
@@ -86,11 +93,12 @@ impl State {
 
     /// Puts a request's own in place of the last one's. The environment and the limits are the version's and stay.
     pub(crate) fn begin(&mut self, terms: Terms, shared: Arc<Shared>, request_id: &Arc<str>) {
-        let Terms { grant, share, activity, deadline } = terms;
+        let Terms { grant, share, activity, payer, deadline } = terms;
         self.log.begin(request_id.clone(), grant.sandbox.log_kib as usize * 1024);
         self.limiter.begin();
         (self.grant, self.share, self.activity) = (grant, share, activity);
         (self.shared, self.deadline, self.usage) = (shared, deadline, Usage::default());
+        (self.payer, self.bill) = (payer, None);
     }
 
     /// Ends a request; `false` when something of it is left behind and the sandbox must go with it. What it printed
@@ -123,6 +131,8 @@ impl State {
             share: self.share,
             activity: &self.activity,
             brief: &self.shared.brief,
+            bill: &mut self.bill,
+            payer: &self.payer,
             models: &self.models,
             deadline: self.deadline,
         }
@@ -141,9 +151,15 @@ impl State {
         Ok(self.table.push(response)?)
     }
 
-    /// What the invocation has cost so far.
-    pub(crate) fn usage(&self) -> Usage {
-        Usage { memory_bytes_max: self.limiter.memory_bytes_peak(), ..self.usage }
+    /// What the invocation has cost. Inferences that still run are paid for when they end.
+    pub(crate) fn settle(&mut self) -> Usage {
+        let cost = self.bill.take().map(|bill| bill.close()).unwrap_or_default();
+        Usage {
+            memory_bytes_max: self.limiter.memory_bytes_peak(),
+            inference_queued: cost.queued,
+            inference: cost.computed,
+            ..self.usage
+        }
     }
 }
 

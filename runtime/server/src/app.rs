@@ -10,8 +10,10 @@ use std::{
 use anyhow::Context;
 use dashmap::DashMap;
 use metrics_exporter_prometheus::PrometheusHandle;
-use sandpiper_control::{Catalog, DataFolder, Ledgers, OperatorKey, Owner, Policies, Tenant};
-use sandpiper_domain::{Digest, TenantName};
+use sandpiper_control::{
+    Catalog, DataFolder, Ledgers, OperatorKey, Owner, Policies, Snapshot, Tenant,
+};
+use sandpiper_domain::{Digest, ModelKey, TenantName};
 use sandpiper_inference::{InferencePlane, MemoryTerms};
 use sandpiper_sandbox::{CacheKey, Sandboxes};
 use time::OffsetDateTime;
@@ -94,7 +96,11 @@ impl App {
             inference.threads = file.inference_threads;
         }
         let terms = Box::new(memory_terms(catalog.clone()));
-        let inference = InferencePlane::start_with(inference, terms);
+        let pins = Box::new({
+            let catalog = catalog.clone();
+            move |key: &ModelKey| is_used(&catalog.snapshot(), key)
+        });
+        let inference = InferencePlane::start_with(inference, terms, pins);
         let inference = inference.context("start the inference plane")?;
         let models = Arc::new(CatalogModels::new(catalog.clone(), inference.clone()));
         let sandboxes = sandpiper_sandbox::Config {
@@ -189,15 +195,12 @@ impl App {
         self.phase.send_replace(phase);
     }
 
-    /// Lets go of the pins of versions that no alias points at any more, nor any function means.
-    pub(crate) fn unpin_models(&self) {
+    /// Lets go of the pins of versions that no alias points at any more, nor any function means, and pins those that
+    /// one points at again.
+    pub(crate) fn settle_pins(&self) {
         let snapshot = self.catalog.snapshot();
         let placed = snapshot.placed_models();
-        self.inference.unpin(|key| {
-            let model = snapshot.model(&key.tenant, &key.model);
-            placed.contains(key)
-                || model.is_some_and(|model| model.versions.is_aliased(key.version))
-        });
+        self.inference.settle_pins(|key| placed.contains(key) || is_aliased(&snapshot, key));
     }
 
     /// Work of the catalog, which waits for the disk, on a thread that may wait.
@@ -233,7 +236,7 @@ impl App {
             model.is_some_and(|model| model.versions.get(key.version).is_some())
         });
         self.models.sweep();
-        self.unpin_models();
+        self.settle_pins();
         let snapshot = self.catalog.snapshot().clone();
         let models = snapshot.tenants().flat_map(|tenant| tenant.models.values());
         let digests: HashSet<Digest> = models
@@ -251,6 +254,16 @@ impl App {
             Err(error) => tracing::error!(?error, "the sweep of blobs failed"),
         }
     }
+}
+
+/// Whether an alias points at this version, or a function means it.
+fn is_used(snapshot: &Snapshot, key: &ModelKey) -> bool {
+    is_aliased(snapshot, key) || snapshot.placed_models().contains(key)
+}
+
+fn is_aliased(snapshot: &Snapshot, key: &ModelKey) -> bool {
+    let model = snapshot.model(&key.tenant, &key.model);
+    model.is_some_and(|model| model.versions.is_aliased(key.version))
 }
 
 /// What the catalog says that a tenant is due of the memory for models. One that is gone is due nothing.

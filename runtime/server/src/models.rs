@@ -1,9 +1,12 @@
 //! The port through which sandboxes find models: names come from the catalog, loaded graphs from the inference plane.
 
-use std::sync::{Arc, Weak};
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use bytes::Bytes;
-use dashmap::DashSet;
+use dashmap::DashMap;
 use sandpiper_control::{Catalog, ModelVersion};
 use sandpiper_domain::{
     BoxFuture, Digest, InferenceError, InferenceOutput, InferenceRequest, Model, ModelKey,
@@ -21,8 +24,9 @@ pub(crate) struct CatalogModels {
     catalog: Arc<Catalog>,
     inference: Arc<InferencePlane>,
     /// Models that their owners have taken out of service until they load them again or deploy a new version. The mark
-    /// does not outlive the process.
-    withdrawn: DashSet<(TenantName, ModelName)>,
+    /// does not outlive the process. Each has a number of its own.
+    withdrawn: DashMap<(TenantName, ModelName), u64>,
+    withdrawals: AtomicU64,
 }
 
 /// A model version that a caller may use.
@@ -35,7 +39,12 @@ pub(crate) struct ResolvedModel {
 
 impl CatalogModels {
     pub(crate) fn new(catalog: Arc<Catalog>, inference: Arc<InferencePlane>) -> Self {
-        CatalogModels { catalog, inference, withdrawn: DashSet::new() }
+        CatalogModels {
+            catalog,
+            inference,
+            withdrawn: DashMap::new(),
+            withdrawals: AtomicU64::new(0),
+        }
     }
 
     /// The version that is meant; nothing is loaded. Missing, foreign and not granted are one `None`.
@@ -66,7 +75,7 @@ impl CatalogModels {
             return Ok(model);
         }
         let source = source_of(self.catalog.clone(), version.clone());
-        self.inference.load_for(asker, key, source).await.map_err(|error| {
+        self.inference.load_for(asker, key, version.size, source).await.map_err(|error| {
             // A version that once was loaded and now is not is for the operator to see.
             tracing::warn!(tenant = %key.tenant, model = %key.model, version = key.version, %error, "a model could not be loaded");
             refusal(&error)
@@ -84,7 +93,12 @@ impl CatalogModels {
 
     /// Takes all versions of a model out of service, and out of memory.
     pub(crate) fn withdraw(&self, tenant: &TenantName, model: &ModelName) {
-        self.withdrawn.insert((tenant.clone(), model.clone()));
+        let number = self.withdrawals.fetch_add(1, Relaxed);
+        self.withdrawn.insert((tenant.clone(), model.clone()), number);
+        self.forget(tenant, model);
+    }
+
+    fn forget(&self, tenant: &TenantName, model: &ModelName) {
         let snapshot = self.catalog.snapshot();
         let versions = snapshot.model(tenant, model).into_iter().flat_map(|m| m.versions.iter());
         for (version, _) in versions {
@@ -98,9 +112,32 @@ impl CatalogModels {
         self.withdrawn.remove(&(tenant.clone(), model.clone()));
     }
 
+    /// Which of its withdrawals keeps the model out of service, if one does.
+    pub(crate) fn withdrawal(&self, tenant: &TenantName, model: &ModelName) -> Option<u64> {
+        self.withdrawn.get(&(tenant.clone(), model.clone())).map(|number| *number)
+    }
+
+    /// Brings a model back into service, unless its owner has withdrawn it since it was seen so. Says whether it is in
+    /// service.
+    pub(crate) fn restore_from(
+        &self,
+        tenant: &TenantName,
+        model: &ModelName,
+        seen: Option<u64>,
+    ) -> bool {
+        let key = (tenant.clone(), model.clone());
+        self.withdrawn.remove_if(&key, |_, number| Some(*number) == seen);
+        let is_withdrawn = self.withdrawn.contains_key(&key);
+        if is_withdrawn {
+            // What was loaded since then.
+            self.forget(tenant, model);
+        }
+        !is_withdrawn
+    }
+
     /// Whether the owner has taken the model out of service.
     pub(crate) fn is_withdrawn(&self, tenant: &TenantName, model: &ModelName) -> bool {
-        self.withdrawn.contains(&(tenant.clone(), model.clone()))
+        self.withdrawn.contains_key(&(tenant.clone(), model.clone()))
     }
 
     /// Why a call of this version would not be answered, if it would not: what its owner has done, what it has done,
@@ -145,7 +182,7 @@ impl CatalogModels {
     /// Forgets the marks of models that are gone.
     pub(crate) fn sweep(&self) {
         self.withdrawn
-            .retain(|(tenant, model)| self.catalog.snapshot().model(tenant, model).is_some());
+            .retain(|(tenant, model), _| self.catalog.snapshot().model(tenant, model).is_some());
     }
 }
 
@@ -236,7 +273,8 @@ pub(crate) async fn load_pinned(app: Weak<App>) {
                     continue;
                 }
                 let source = source_of(app.catalog.clone(), version.clone());
-                if let Err(error) = app.inference.load(&key, source).await {
+                let load = app.inference.load_for(&key.tenant, &key, version.size, source);
+                if let Err(error) = load.await {
                     tracing::error!(tenant = %key.tenant, model = %key.model, version = number, %error, "a pinned model could not be loaded");
                 }
             }

@@ -22,18 +22,18 @@ mod trial_rows;
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
+use sandpiper_domain::{InferenceError, NamedTensor, TenantName, Tensor};
 use tract_onnx::prelude::{TVec, Tensor as TractTensor};
 
+use batch::with_rows;
 pub(crate) use load::load;
 use plan::{Failure, Plan, Trace};
 use shapes::PlansByShape;
 
-use super::{Failed, Program, Ran};
+use super::{Failed, Hold, Planned, Program, Ran};
 use crate::{
     Batching,
-    builders::Work,
-    contain::{Panicked, contained},
+    contain::{Panic, contained_run},
     contract::Contract,
     footprint::Footprint,
 };
@@ -52,7 +52,7 @@ struct TractProgram {
 enum Plans {
     /// One plan for every shape the signature allows.
     One(Arc<Plan>),
-    ByShape(Box<PlansByShape>),
+    ByShape(Arc<PlansByShape>),
 }
 
 impl Program for TractProgram {
@@ -82,22 +82,29 @@ impl Program for TractProgram {
         &self.footprint
     }
 
-    fn missing_plan(self: Arc<Self>, inputs: &[Tensor]) -> Option<Work> {
-        let Plans::ByShape(plans) = &self.plans else { return None };
-        let shapes = shapes_of(inputs);
-        if self.plan_by_rows(inputs).is_some() || plans.has(&shapes) {
-            return None;
+    fn hold(&self, tenant: &TenantName, inputs: &[Tensor]) -> Hold {
+        match &self.plans {
+            Plans::One(_) => Hold::Ready(None),
+            Plans::ByShape(plans) => plans.hold(tenant, shapes_of(inputs)),
         }
-        Some(Box::new(move || {
-            if let Plans::ByShape(plans) = &self.plans {
-                plans.get(&shapes);
-            }
-        }))
+    }
+
+    fn is_planned(&self, inputs: &[Tensor], rows: usize) -> Planned {
+        match &self.plans {
+            Plans::One(_) => Planned::Yes,
+            Plans::ByShape(plans) => plans.is_planned(with_rows(shapes_of(inputs), rows)),
+        }
     }
 
     fn run(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed> {
         let begun = Instant::now();
-        let plan = self.plan(&inputs)?;
+        let plan = self.plan(&inputs, PlansByShape::get)?;
+        self.run_with(&plan, inputs, stop, begun)
+    }
+
+    fn run_planned(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed> {
+        let begun = Instant::now();
+        let plan = self.plan(&inputs, PlansByShape::known)?;
         self.run_with(&plan, inputs, stop, begun)
     }
 }
@@ -125,7 +132,7 @@ impl TractProgram {
         drop(inputs);
         let fed = Instant::now();
         let trace = Trace::default();
-        let outcome = contained(|| {
+        let outcome = contained_run(|| {
             let outputs = plan.run(tensors, stop, &trace)?;
             let computed = Instant::now();
             let outputs = outputs.into_iter().map(convert::from_tract).collect::<Vec<_>>();
@@ -139,7 +146,10 @@ impl TractProgram {
                 output: computed.elapsed(),
             }),
             Ok(Err(failure)) => Err(explain_failure(plan, &trace, &failure).into()),
-            Err(Panicked) => Err(Failed { error: explain_panic(plan, &trace), panicked: true }),
+            Err(Panic::Values(what)) => Err(explain_values(plan, &trace, what).into()),
+            Err(Panic::Unknown) => {
+                Err(Failed { error: explain_panic(plan, &trace), panicked: true })
+            }
         }
     }
 
@@ -148,13 +158,17 @@ impl TractProgram {
         self.by_rows.iter().find(|(size, _)| Some(size) == rows).map(|(_, plan)| plan)
     }
 
-    fn plan(&self, inputs: &[Tensor]) -> Result<Arc<Plan>, InferenceError> {
+    fn plan(
+        &self,
+        inputs: &[Tensor],
+        by_shape: impl Fn(&PlansByShape, &[TVec<usize>]) -> Option<Arc<Plan>>,
+    ) -> Result<Arc<Plan>, InferenceError> {
         if let Some(plan) = self.plan_by_rows(inputs) {
             return Ok(plan.clone());
         }
         match &self.plans {
             Plans::One(plan) => Ok(plan.clone()),
-            Plans::ByShape(plans) => plans.get(&shapes_of(inputs)).ok_or_else(|| {
+            Plans::ByShape(plans) => by_shape(plans, &shapes_of(inputs)).ok_or_else(|| {
                 let shapes: Vec<_> = inputs.iter().map(Tensor::shape).collect();
                 InferenceError::InvalidArgument(format!(
                     "the model cannot run on inputs of these shapes: {shapes:?}"
@@ -192,17 +206,19 @@ fn explain_failure(plan: &Plan, trace: &Trace, failure: &Failure) -> InferenceEr
             "a value inside the model would be larger than 1 GiB for these inputs".to_owned(),
         ),
         // What indexes weights by weights is settled when the model is loaded, so that this is the caller's doing.
-        Failure::Index => {
-            let operator = plan.operator(trace).unwrap_or_default();
-            InferenceError::InvalidArgument(format!(
-                "the inputs hold, or lead to, an index that is out of its range in an operator `{operator}` of the model"
-            ))
-        }
+        Failure::Index => explain_values(plan, trace, "an index that is out of its range"),
         Failure::Failed => InferenceError::Runtime(match plan.operator(trace) {
             Some(operator) => format!("the model failed while it ran, in an operator `{operator}`"),
             None => "the model failed while it ran".to_owned(),
         }),
     }
+}
+
+fn explain_values(plan: &Plan, trace: &Trace, what: &str) -> InferenceError {
+    let operator = plan.operator(trace).unwrap_or_default();
+    InferenceError::InvalidArgument(format!(
+        "the inputs hold, or lead to, {what} in an operator `{operator}` of the model"
+    ))
 }
 
 fn explain_panic(plan: &Plan, trace: &Trace) -> InferenceError {

@@ -12,11 +12,18 @@ use std::{
 };
 
 use rustix::time::{ClockId, clock_gettime};
-use sandpiper_domain::{InferenceError, InferenceOutput, NamedTensor, TenantName, Tensor};
+use sandpiper_domain::{
+    InferenceBill, InferenceCost, InferenceError, InferenceOutput, NamedTensor, TenantName, Tensor,
+};
 use tokio::sync::oneshot;
 
 use super::queue::{Charge, Waiting};
-use crate::{ModelStats, backend::Failed, batch, model::Core};
+use crate::{
+    ModelStats,
+    backend::{Failed, Held, Planned},
+    batch,
+    model::Core,
+};
 
 pub(crate) type Answer = Result<InferenceOutput, InferenceError>;
 
@@ -32,6 +39,10 @@ pub(crate) struct Job {
     pub(crate) queued_at: Instant,
     pub(crate) reply: oneshot::Sender<Answer>,
     pub(crate) pending: Pending,
+    /// Keeps the plan that it runs with.
+    pub(crate) plan: Option<Held>,
+    /// Where its cost is added.
+    pub(crate) bill: Option<Arc<InferenceBill>>,
 }
 
 /// Counts a call as waiting for as long as it lives.
@@ -71,9 +82,22 @@ impl Job {
     /// Answers a call whose deadline passed while it waited.
     pub(super) fn expire(self) {
         self.core.stats.fail.add(1, self.queued_at.elapsed());
-        let Job { core, reply, pending, .. } = self;
-        drop((core, pending));
+        self.charge(self.queued_at.elapsed(), Duration::ZERO);
+        let Job { core, reply, pending, plan, bill, .. } = self;
+        drop((core, pending, plan, bill));
         let _ = reply.send(Err(InferenceError::Timeout));
+    }
+
+    /// Ends a call that was given up while it waited.
+    pub(crate) fn withdraw(self) {
+        self.charge(self.queued_at.elapsed(), Duration::ZERO);
+    }
+
+    /// Its caller pays, whether the answer is of use to it or not.
+    fn charge(&self, queued: Duration, computed: Duration) {
+        if let Some(bill) = &self.bill {
+            bill.add(InferenceCost { queued, computed });
+        }
     }
 
     fn is_late(&self, now: Instant) -> bool {
@@ -85,6 +109,8 @@ impl Job {
 struct Call {
     job: Job,
     queued: Duration,
+    /// Its part of the time of the runs it was in.
+    computed: Duration,
     cpu_ns: u64,
     /// It was neither late nor given up nor refused when its turn came.
     is_live: bool,
@@ -95,8 +121,9 @@ struct Call {
 struct Batch {
     core: Arc<Core>,
     calls: Vec<Call>,
-    /// The CPU time of batches that failed.
+    /// The CPU time of batches that failed, and how long they took.
     wasted_ns: u64,
+    wasted: Duration,
     /// The calls that panicked alone, and how.
     panics: Vec<(usize, String)>,
 }
@@ -114,10 +141,10 @@ pub(super) fn run(jobs: Vec<Job>) -> Vec<u64> {
     let call = |job: Job| {
         let queued = now.saturating_duration_since(job.queued_at);
         core.stats.queue.add(1, queued);
-        Call { job, queued, cpu_ns: 0, is_live: false, answer: None }
+        Call { job, queued, computed: Duration::ZERO, cpu_ns: 0, is_live: false, answer: None }
     };
     let calls: Vec<Call> = jobs.into_iter().map(call).collect();
-    let mut batch = Batch { core, calls, wasted_ns: 0, panics: Vec::new() };
+    let mut batch = Batch { core, calls, wasted_ns: 0, wasted: Duration::ZERO, panics: Vec::new() };
     let mut live = Vec::with_capacity(batch.calls.len());
     for (place, call) in batch.calls.iter_mut().enumerate() {
         call.answer = if call.job.is_late(now) {
@@ -173,13 +200,14 @@ impl Batch {
         let inputs = std::mem::take(&mut call.job.inputs);
         let job = &call.job;
         let stop = || job.reply.is_closed() || job.is_late(Instant::now());
-        let outcome = self.core.program.run(inputs, &stop);
+        let outcome = self.core.program.run_planned(inputs, &stop);
         call.cpu_ns += thread_cpu_ns().saturating_sub(cpu);
+        call.computed = began.elapsed();
         call.answer = Some(match outcome {
             Ok(ran) => {
                 self.core.stats.ran(call.job.rows, ran.input, ran.infer, ran.output);
                 self.core.costs.observe(call.job.rows, call.job.width, call.cpu_ns);
-                let (queued, computed) = (call.queued, began.elapsed());
+                let (queued, computed) = (call.queued, call.computed);
                 Ok(InferenceOutput { outputs: ran.outputs, queued, computed, batch_size: 1 })
             }
             Err(Failed { error, panicked }) => {
@@ -200,6 +228,9 @@ impl Batch {
         else {
             return false;
         };
+        if !self.is_planned(calls, total) {
+            return false;
+        }
         // What runs together has one shape but for its rows.
         let width = jobs().next().map_or(1, |job| job.width);
         let Some(inputs) = batch::join(jobs().map(|job| job.inputs.as_slice())) else {
@@ -210,11 +241,11 @@ impl Batch {
             let now = Instant::now();
             jobs().all(|job| job.reply.is_closed() || job.is_late(now))
         };
-        let outcome = self.core.program.run(inputs, &stop);
+        let outcome = self.core.program.run_planned(inputs, &stop);
         let ran = match outcome {
             Ok(ran) => ran,
             Err(failed) => {
-                self.wasted_ns += thread_cpu_ns().saturating_sub(cpu);
+                self.waste(began, cpu);
                 if failed.error != InferenceError::Timeout {
                     return false;
                 }
@@ -226,7 +257,7 @@ impl Batch {
         };
         let parting = Instant::now();
         let Some(parts) = batch::split(ran.outputs, &rows) else {
-            self.wasted_ns += thread_cpu_ns().saturating_sub(cpu);
+            self.waste(began, cpu);
             return false;
         };
         let output = ran.output + parting.elapsed();
@@ -237,9 +268,29 @@ impl Batch {
             let part = rows as f64 / total as f64;
             let call = &mut self.calls[place];
             call.cpu_ns += (cpu_ns as f64 * part) as u64;
-            call.answer = Some(Ok(self::output(call, outputs, took.mul_f64(part), calls.len())));
+            call.computed = took.mul_f64(part);
+            call.answer = Some(Ok(self::output(call, outputs, calls.len())));
         }
         true
+    }
+
+    /// Whether these calls can run as one batch. Their plan is made elsewhere where it is asked for more than once.
+    fn is_planned(&self, calls: &[usize], rows: usize) -> bool {
+        let Some(job) = calls.first().map(|&place| &self.calls[place].job) else { return false };
+        match self.core.program.is_planned(&job.inputs, rows) {
+            Planned::Yes => true,
+            Planned::No => false,
+            Planned::After(work) => {
+                self.core.builders.offer(&job.tenant, work);
+                false
+            }
+        }
+    }
+
+    /// Notes a batch that failed.
+    fn waste(&mut self, began: Instant, cpu: u64) {
+        self.wasted_ns += thread_cpu_ns().saturating_sub(cpu);
+        self.wasted += began.elapsed();
     }
 
     /// Divides what was in vain, and tells the model's health how it went.
@@ -249,8 +300,14 @@ impl Batch {
             .iter()
             .map(|call| call.is_live.then_some(matches!(call.answer, Some(Ok(_)))));
         let (payers, part_ns) = payers(self.wasted_ns, ends);
+        let part = self.wasted / payers.len().max(1) as u32;
         for place in payers {
-            self.calls[place].cpu_ns += part_ns;
+            let call = &mut self.calls[place];
+            call.cpu_ns += part_ns;
+            // Who has an answer is told what that took.
+            if !matches!(call.answer, Some(Ok(_))) {
+                call.computed += part;
+            }
         }
         let health = &self.core.health;
         let well = || {
@@ -272,8 +329,9 @@ impl Batch {
         let Batch { core, calls, .. } = self;
         let mut answers = Vec::with_capacity(calls.len());
         let mut costs = Vec::with_capacity(calls.len());
-        for Call { job, cpu_ns, answer, .. } in calls {
+        for Call { job, queued, computed, cpu_ns, answer, .. } in calls {
             costs.push(cpu_ns);
+            job.charge(queued, computed);
             let Some(answer) = answer else { continue };
             match &answer {
                 Ok(_) => core.stats.succeeded(job.queued_at.elapsed()),
@@ -310,13 +368,9 @@ pub(super) fn costs_of<E>(outcome: Result<Vec<u64>, E>, calls: usize, cpu_ns: u6
     outcome.unwrap_or_else(|_| vec![cpu_ns / calls.max(1) as u64; calls])
 }
 
-fn output(
-    call: &Call,
-    outputs: Vec<NamedTensor>,
-    computed: Duration,
-    batch_size: usize,
-) -> InferenceOutput {
-    InferenceOutput { outputs, queued: call.queued, computed, batch_size }
+fn output(call: &Call, outputs: Vec<NamedTensor>, batch_size: usize) -> InferenceOutput {
+    let (queued, computed) = (call.queued, call.computed);
+    InferenceOutput { outputs, queued, computed, batch_size }
 }
 
 #[cfg(test)]

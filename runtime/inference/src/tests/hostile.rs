@@ -3,22 +3,64 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;
-use sandpiper_domain::{DataType, InferenceError, ModelOptions};
+use sandpiper_domain::{DataType, InferenceError, ModelOptions, NamedTensor};
 use tract_onnx::pb::{
     AttributeProto, GraphProto, StringStringEntryProto, TensorProto,
     tensor_proto::{DataLocation, DataType as Onnx},
 };
 
 use crate::{
-    LoadError,
+    LoadError, LoadedModel,
     backend::tract,
     testing::{
-        D, adder, bytes, f32s, gather, infer, integers, load, model, named, node, value, weight,
+        D, adder, bytes, f32s, gather, i64s, infer, integers, load, model, named, node, value,
+        weight,
     },
 };
 
 fn refusal(bytes: impl Into<Bytes>) -> LoadError {
     load(bytes.into()).unwrap_err()
+}
+
+#[test]
+fn values_without_a_result_are_the_caller_s_doing_and_not_the_model_s() {
+    let refused = |model: &LoadedModel, inputs: Vec<NamedTensor>, what: &str| {
+        for _ in 0..4 {
+            let error = infer(model, inputs.clone()).unwrap_err();
+            let InferenceError::InvalidArgument(text) = &error else { panic!("{error:?}") };
+            assert!(text.contains(what), "{text}");
+        }
+        assert_eq!(model.quarantine(), None);
+    };
+    let row = |a: &[i64], b: &[i64]| vec![i64s("a", a), i64s("b", b)];
+    for (operator, wanted) in [("Div", [3, -2]), ("Mod", [1, 0])] {
+        let numbers = |name| value(name, Onnx::Int64, &[D::N("N")]);
+        let model = load(bytes(GraphProto {
+            node: vec![node(operator, &["a", "b"], &["y"])],
+            input: vec![numbers("a"), numbers("b")],
+            output: vec![numbers("y")],
+            ..Default::default()
+        }));
+        let model = model.unwrap();
+        refused(&model, row(&[7, -8], &[2, 0]), "a division of integers by zero");
+        let output = infer(&model, row(&[7, -8], &[2, 4])).unwrap();
+        assert_eq!(output.outputs, [i64s("y", &wanted)]);
+        infer(&model, row(&[i64::MIN], &[-1])).unwrap();
+    }
+    let model = load(bytes(GraphProto {
+        node: vec![node("TopK", &["x", "k"], &["y", "places"])],
+        initializer: vec![integers("k", &[4])],
+        input: vec![value("x", Onnx::Float, &[D::F(64)])],
+        output: vec![value("y", Onnx::Float, &[D::F(4)])],
+        ..Default::default()
+    }));
+    let model = model.unwrap();
+    let values = |odd: f32| -> Vec<f32> {
+        (0..64).map(|n| if n % 3 == 0 { odd } else { (n * 37 % 64) as f32 }).collect()
+    };
+    refused(&model, vec![f32s("x", &[64], &values(f32::NAN))], "a NaN where numbers");
+    let output = infer(&model, vec![f32s("x", &[64], &values(-1.))]).unwrap();
+    assert_eq!(output.outputs, [f32s("y", &[4], &[63., 62., 59., 58.])]);
 }
 
 #[test]

@@ -98,7 +98,7 @@ async fn a_pinned_model_stays_and_what_finds_no_room_beside_it_is_refused() {
     assert_eq!(may_pin(key(1).model.as_str()), Ok(()));
     drop(upload);
     // Without its pin it makes room as any other.
-    plane.unpin(|_| false);
+    plane.settle_pins(|_| false);
     bring(&plane, &key(9), product(1100, 0.5).into()).await.unwrap();
     assert!(plane.loaded(&key(1)).is_none() && plane.loaded(&key(9)).is_some());
 }
@@ -116,7 +116,7 @@ async fn a_tenant_pins_what_its_terms_allow_and_no_more() {
         pinned_bytes_max: if tenant.as_str() == "acme" { limit } else { 0 },
     };
     let config = Config { threads: 1, models_bytes_max: 6 * one, ..Config::default() };
-    let plane = InferencePlane::start_with(config, Box::new(terms)).unwrap();
+    let plane = InferencePlane::start_with(config, Box::new(terms), Box::new(|_| true)).unwrap();
     let file = || spec(product(512, 0.5), pinned());
     // At the upload, in the tenant's own words, and for the version that takes another's place.
     let upload = plane.inspect(file()).await.unwrap();
@@ -220,7 +220,7 @@ async fn loads_of_one_tenant_wait_their_turn_behind_those_of_others() {
                 noted.lock().unwrap().push(name);
                 Ok(adder().into())
             };
-            plane.load_for(&asker, &key, source).await.map(drop)
+            plane.load_for(&asker, &key, 0, source).await.map(drop)
         })
     };
     tokio::task::yield_now().await;

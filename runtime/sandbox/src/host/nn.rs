@@ -13,8 +13,9 @@ use std::{future::poll_fn, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use sandpiper_domain::{
-    Activity, BoxFuture, BriefRuns, DataType, Deferred, InferenceError, InferenceRequest, Model,
-    ModelScope, ModelSource, NamedTensor, RANK_MAX, Share, Tensor, TensorError, Usage,
+    Activity, BoxFuture, BriefRuns, DataType, Deferred, InferenceBill, InferenceError,
+    InferenceRequest, Model, ModelScope, ModelSource, NamedTensor, Payer, RANK_MAX, Share, Tensor,
+    TensorError, Usage,
 };
 use wasmtime::{
     Result,
@@ -105,6 +106,9 @@ pub(crate) struct NnView<'a> {
     pub(crate) share: Share,
     pub(crate) activity: &'a Arc<dyn Activity>,
     pub(crate) brief: &'a Arc<Deferred>,
+    /// There once a model was asked.
+    pub(crate) bill: &'a mut Option<Arc<InferenceBill>>,
+    pub(crate) payer: &'a Arc<dyn Payer>,
     pub(crate) models: &'a Arc<dyn ModelSource>,
     pub(crate) deadline: Instant,
 }
@@ -284,6 +288,8 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
             Ok(inputs) => inputs,
             Err(error) => return self.refuse(error),
         };
+        let open = || Arc::new(InferenceBill::new(self.payer.clone()));
+        let bill = self.bill.get_or_insert_with(open).clone();
         let request = InferenceRequest {
             tenant: self.scope.tenant.clone(),
             share: self.share,
@@ -292,12 +298,11 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
             batch_with_others: true,
             // This runs on the guest's fiber, whose stack is small.
             brief: BriefRuns::Later(self.brief.clone()),
+            bill: Some(bill),
         };
         match wait_for(&**self.activity, model.infer(request)).await {
             Ok(output) => {
                 self.usage.inferences = self.usage.inferences.saturating_add(1);
-                self.usage.inference_queued += output.queued;
-                self.usage.inference += output.computed;
                 self.give_outputs(output.outputs)
             }
             Err(error) => self.refuse(error),

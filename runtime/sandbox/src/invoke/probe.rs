@@ -37,7 +37,8 @@ impl Sandboxes {
         let log = Arc::new(InvocationLog::new(log.clone(), request_id.clone(), log_bytes));
         let deadline = began + Duration::from_millis(grant.sandbox.wall_ms);
         let (share, activity) = (grant.tenant.share(), Arc::new(Unmetered));
-        let terms = Terms { grant: grant.clone(), share, activity, deadline };
+        let (grant, payer) = (grant.clone(), activity.clone());
+        let terms = Terms { grant, share, activity, payer, deadline };
         let state = State::new(terms, self.models.clone(), shared.clone(), log);
         let report = Report::new(Box::new(Unheard), shared);
         let mut sandbox = Sandbox::new(self, state, None, report);

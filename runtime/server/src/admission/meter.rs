@@ -9,11 +9,14 @@ use std::{
 };
 
 use sandpiper_control::{Amounts, Counted, Ledger, Owner};
-use sandpiper_domain::{Budget, Fault, FunctionName, Lane, Usage};
+use sandpiper_domain::{
+    Budget, Fault, FunctionName, InferenceBill, InferenceCost, InferenceError, InferenceOutput,
+    Lane, Payer, Usage,
+};
 use sandpiper_sandbox::Outcome;
 use time::OffsetDateTime;
 
-use super::{Cause, Refusal};
+use super::{Cause, Refusal, TenantAdmission};
 
 /// Whose bill it is.
 #[derive(Clone)]
@@ -33,13 +36,65 @@ impl Account {
     }
 
     /// Bills an inference that came without a function.
-    pub(crate) fn inferred(&self, queued: Duration, computed: Duration, has_failed: bool) {
-        let mut amounts = Amounts::default();
+    fn inferred(&self, cost: InferenceCost, has_failed: bool) {
+        let mut amounts = of_inference(cost);
         amounts[Counted::Requests] = 1;
         amounts[Counted::Faults] = has_failed.into();
-        amounts[Counted::InferenceUs] = micros(computed);
-        amounts[Counted::InferenceQueuedUs] = micros(queued);
         self.ledger.add("", amounts, OffsetDateTime::now_utc());
+    }
+}
+
+fn of_inference(cost: InferenceCost) -> Amounts {
+    let mut amounts = Amounts::default();
+    amounts[Counted::InferenceUs] = micros(cost.computed);
+    amounts[Counted::InferenceQueuedUs] = micros(cost.queued);
+    amounts
+}
+
+/// An inference without a function. It is billed once: when it has ended, or when its caller goes away.
+pub(crate) struct Inference {
+    tenant: Arc<TenantAdmission>,
+    bill: Arc<InferenceBill>,
+    is_over: bool,
+}
+
+impl Inference {
+    /// From when the model is asked.
+    pub(crate) fn begin(tenant: Arc<TenantAdmission>) -> Self {
+        let bill = Arc::new(InferenceBill::new(tenant.clone()));
+        Inference { tenant, bill, is_over: false }
+    }
+
+    /// Where its cost is added.
+    pub(crate) fn bill(&self) -> Arc<InferenceBill> {
+        self.bill.clone()
+    }
+
+    /// Bills one that has ended, and says what it cost. One that was turned away before anything was computed is not
+    /// billed.
+    pub(crate) fn end(mut self, answer: &Result<InferenceOutput, InferenceError>) -> InferenceCost {
+        self.is_over = true;
+        let cost = self.bill.close();
+        let has_failed =
+            matches!(answer, Err(InferenceError::Runtime(_) | InferenceError::Timeout));
+        if answer.is_ok() || has_failed || !cost.computed.is_zero() {
+            self.tenant.account.inferred(cost, has_failed);
+        }
+        cost
+    }
+}
+
+impl Drop for Inference {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.tenant.account.inferred(self.bill.close(), false);
+        }
+    }
+}
+
+impl Payer for TenantAdmission {
+    fn pay_late(&self, cost: InferenceCost) {
+        self.account.ledger.add("", of_inference(cost), OffsetDateTime::now_utc());
     }
 }
 
@@ -63,15 +118,20 @@ impl Meter {
         if outcome == Outcome::Faulted(Fault::Saturated) {
             return;
         }
-        let mut amounts = Amounts::default();
+        let (queued, computed) = (usage.inference_queued, usage.inference);
+        let mut amounts = of_inference(InferenceCost { queued, computed });
         amounts[Counted::Requests] = 1;
         amounts[Counted::Faults] = matches!(outcome, Outcome::Faulted(_)).into();
         amounts[Counted::GuestCpuUs] = micros(usage.cpu);
         amounts[Counted::MemoryMibMs] = mib_ms(usage.memory_bytes_max, usage.lifetime);
-        amounts[Counted::InferenceUs] = micros(usage.inference);
-        amounts[Counted::InferenceQueuedUs] = micros(usage.inference_queued);
         amounts[Counted::Jobs] = (lane != Lane::Interactive).into();
         self.add(amounts);
+    }
+}
+
+impl Payer for Meter {
+    fn pay_late(&self, cost: InferenceCost) {
+        self.add(of_inference(cost));
     }
 }
 

@@ -25,7 +25,7 @@ mod meter;
 
 pub(crate) use gate::{Crowd, Entry};
 use gate::{FunctionPlaces, Places};
-pub(crate) use meter::{Account, Habits, Meter, Transferred};
+pub(crate) use meter::{Account, Habits, Inference, Meter, Transferred};
 
 /// Why a request was turned away, and when it may come again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

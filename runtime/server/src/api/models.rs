@@ -178,7 +178,7 @@ async fn upload_model(
     let loaded = app.inference.inspect_for(&tenant.name, spec.await?).await?;
     if options.pinned {
         // What has been deleted meanwhile, or is pointed at no more, holds no pin.
-        app.unpin_models();
+        app.settle_pins();
         app.inference.may_pin(&loaded, &tenant.name, &name)?;
     }
     let (owner, model, now) = (tenant.name.clone(), name.clone(), OffsetDateTime::now_utc());
@@ -204,7 +204,7 @@ async fn upload_model(
     };
     // What `live` has moved away from makes room first. A version that nothing points to yet takes the place of none
     // that is in use.
-    app.unpin_models();
+    app.settle_pins();
     if activate
         && app.inference.peek(&key).is_none()
         && let Err(error) = app.inference.register(key, loaded)

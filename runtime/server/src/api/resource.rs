@@ -211,6 +211,7 @@ pub(super) async fn set_alias<R: Resource>(
     let work =
         move |app: &App| R::set_alias(&app.catalog, &tenant.name, resource.name(), &alias, change);
     app.blocking(work).await??;
+    app.settle_pins();
     Ok(Json(body).into_response())
 }
 
@@ -225,6 +226,7 @@ pub(super) async fn roll_back<R: Resource>(
     let to = upload::json::<RollbackBody>(request).await?.to;
     let work = move |app: &App| R::roll_back(&app.catalog, &tenant.name, resource.name(), &of, to);
     let mut body = R::place_json(&app.blocking(work).await??);
+    app.settle_pins();
     body["alias"] = alias.into();
     Ok(Json(body).into_response())
 }
@@ -239,5 +241,6 @@ pub(super) async fn delete_alias<R: Resource>(
     let work =
         move |app: &App| R::delete_alias(&app.catalog, &tenant.name, resource.name(), &alias);
     app.blocking(work).await??;
+    app.settle_pins();
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -75,6 +75,7 @@ where
         request_id,
         share,
         activity: running,
+        payer: runtime.meter.clone(),
         observer,
         keeper,
     };

@@ -107,6 +107,7 @@ pub(crate) async fn load(
     caller.must_have(&[Scope::Models])?;
     let (reference, model) = own_model(app, caller, name)?;
     parameters.refuse()?;
+    let withdrawal = app.models.withdrawal(&caller.tenant.name, &model.name);
     let versions = versions_to_load(&model, reference.selector);
     if versions.is_empty() {
         return Err(OipError::unknown_model(name, None));
@@ -129,7 +130,9 @@ pub(crate) async fn load(
             _ => error.into(),
         })?;
     }
-    app.models.restore(&caller.tenant.name, &model.name);
+    if !app.models.restore_from(&caller.tenant.name, &model.name, withdrawal) {
+        return Err(OipError::unavailable("the model was unloaded while it was being loaded"));
+    }
     Ok(())
 }
 

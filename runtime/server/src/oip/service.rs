@@ -6,12 +6,11 @@ use std::{
 };
 
 use sandpiper_domain::{
-    Band, BriefRuns, InferenceError, InferenceRequest, Model, ModelRef, NamedTensor, Scope,
-    Selector, TensorSpec,
+    Band, BriefRuns, InferenceRequest, Model, ModelRef, NamedTensor, Scope, Selector, TensorSpec,
 };
 
 use super::{Caller, OipError, error::shown};
-use crate::{app::App, models::ResolvedModel};
+use crate::{admission::Inference, app::App, models::ResolvedModel};
 
 /// What is known of this server. Open to everybody.
 pub(crate) struct ServerInfo {
@@ -215,6 +214,7 @@ async fn run(
     if priority > 1 {
         share.band = Band::Low;
     }
+    let inference = Inference::begin(app.admission(&caller.tenant));
     let request = InferenceRequest {
         tenant: caller.tenant.name.clone(),
         share,
@@ -222,19 +222,14 @@ async fn run(
         inputs,
         batch_with_others,
         brief: BriefRuns::Here,
+        bill: Some(inference.bill()),
     };
-    let account = app.admission(&caller.tenant).account.clone();
-    let output = model.infer(request).await.inspect_err(|error| {
-        // The others were turned away.
-        if matches!(error, InferenceError::Runtime(_) | InferenceError::Timeout) {
-            account.inferred(Duration::ZERO, Duration::ZERO, true);
-        }
-    })?;
-    account.inferred(output.queued, output.computed, false);
+    let answer = model.infer(request).await;
+    let cost = inference.end(&answer);
     if let Some(access) = access {
-        (access.queued, access.computed) = (output.queued, output.computed);
+        (access.queued, access.computed) = (cost.queued, cost.computed);
     }
-    let outputs = select(output.outputs, &wanted);
+    let outputs = select(answer?.outputs, &wanted);
     let answer = InferAnswer { model_name, model_version, outputs };
     let (bytes, bytes_max) = (answer.bytes(), caller.tensor_bytes_max());
     if bytes > bytes_max {

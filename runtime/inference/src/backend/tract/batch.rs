@@ -139,7 +139,7 @@ fn grows_with_rows(one: &Plan, two: &Plan, output: usize) -> bool {
     }
 }
 
-fn with_rows(mut shapes: Vec<TVec<usize>>, rows: usize) -> Vec<TVec<usize>> {
+pub(super) fn with_rows(mut shapes: Vec<TVec<usize>>, rows: usize) -> Vec<TVec<usize>> {
     for shape in &mut shapes {
         if let Some(first) = shape.first_mut() {
             *first = rows;

@@ -234,7 +234,7 @@ fn with_plans_by_shape(
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
     let contract = contract(&declared, outputs, ties(&declared))?;
-    Ok(TractProgram::new(contract, declared, Plans::ByShape(Box::new(plans))))
+    Ok(TractProgram::new(contract, declared, Plans::ByShape(Arc::new(plans))))
 }
 
 /// The declared shape where the sample agrees with it; -1 for every size that it does not settle.
