@@ -78,7 +78,7 @@ fn inference_that_is_late_or_given_up_is_billed() {
     });
     // Once, and no more.
     let all = used(&tenant);
-    tenant.client.post_json(PATH, &question(0, &json!({}))).expect(200);
+    tenant.client.post_json(PATH, &question(1000, &json!({}))).expect(200);
     let (requests, computed) = used(&tenant);
     assert!(requests == all.0 + 1 && computed < all.1 + 50_000, "{all:?} {computed}");
     server.still_runs();

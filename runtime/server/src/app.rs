@@ -1,6 +1,7 @@
 //! The wiring: every part of a node, made and joined here.
 
 use std::{
+    cell::OnceCell,
     collections::HashSet,
     num::NonZeroUsize,
     sync::{Arc, Weak},
@@ -198,9 +199,17 @@ impl App {
     /// Lets go of the pins of versions that no alias points at any more, nor any function means, and pins those that
     /// one points at again.
     pub(crate) fn settle_pins(&self) {
-        let snapshot = self.catalog.snapshot();
-        let placed = snapshot.placed_models();
-        self.inference.settle_pins(|key| placed.contains(key) || is_aliased(&snapshot, key));
+        // Looked at once the pins are held, so that no older state comes after a newer one.
+        let now = OnceCell::new();
+        let look = || {
+            let snapshot = self.catalog.snapshot().clone();
+            let placed = snapshot.placed_models();
+            (snapshot, placed)
+        };
+        self.inference.settle_pins(|key| {
+            let (snapshot, placed) = now.get_or_init(look);
+            placed.contains(key) || is_aliased(snapshot, key)
+        });
     }
 
     /// Work of the catalog, which waits for the disk, on a thread that may wait.

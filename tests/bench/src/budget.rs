@@ -145,6 +145,7 @@ async fn ask(
         inputs: vec![NamedTensor { name: "x".to_owned(), tensor }],
         batch_with_others: true,
         brief: Default::default(),
+        bill: None,
     };
     let answer = model.infer(request).await?;
     let output = answer.outputs.first().context("no output")?;

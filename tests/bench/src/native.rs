@@ -142,6 +142,7 @@ impl Runner {
             share: Share { weight: 1, band: Band::Normal },
             batch_with_others: true,
             brief: Default::default(),
+            bill: None,
             tenant: self.tenant.clone(),
             deadline: Some(Instant::now() + WALL),
             inputs: vec![NamedTensor { name: name.to_owned(), tensor }],

@@ -90,6 +90,7 @@ async fn rate(model: &Arc<LoadedModel>) -> anyhow::Result<f64> {
                     inputs: inputs.to_vec(),
                     batch_with_others: true,
                     brief: Default::default(),
+                    bill: None,
                 };
             let (inputs, tenant): (Vec<_>, sandpiper_domain::TenantName) =
                 (inputs.clone(), Clone::clone(&tenant));
