@@ -266,18 +266,24 @@ fn a_version_that_is_rolled_back_to_has_its_pin_again() {
     let file = |number: u64| row_product(768, number as f32);
     let pin = |number| tenant.client.put("/api/v1/models/m?pinned=true", file(number));
     let loaded = |name: &str| show(&tenant, name)["state"] == "ready";
+    let roll_back =
+        || drop(tenant.client.post("/api/v1/models/m/aliases/live/rollback").expect(200));
+    let stays = |numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            tenant.put_model("other", &file(number)).expect(201);
+            assert!(loaded("m") && loaded("other"));
+        }
+    };
     // Of 2.25 MiB each: there is room for two, and for one pin.
     pin(1).expect(201);
     pin(2).expect(201);
-    tenant.client.post("/api/v1/models/m/aliases/live/rollback").expect(200);
-    for number in 3..6 {
-        tenant.put_model("other", &file(number)).expect(201);
-        assert!(loaded("m") && loaded("other"));
-    }
-    // What is live already is uploaded in vain, and nothing changes.
-    assert_eq!(pin(1).expect(200).json()["version"], 1);
-    tenant.put_model("other", &file(6)).expect(201);
-    assert!(loaded("m") && loaded("other"));
+    roll_back();
+    // The same file again makes no new version, and is in memory still.
+    assert_eq!(pin(2).expect(200).json()["version"], 2);
+    stays(3..6);
+    pin(6).expect(201);
+    roll_back();
+    stays(7..10);
 }
 
 #[test]

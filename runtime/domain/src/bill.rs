@@ -30,8 +30,8 @@ pub trait Payer: Send + Sync {
     fn pay_late(&self, cost: InferenceCost);
 }
 
-/// The sum of what calls have cost until it is closed. What comes later goes to the payer at once, so that everything is
-/// paid for once.
+/// The sum of what calls have cost until it is closed. What comes later goes to the payer at once, so that everything
+/// is paid for once.
 pub struct InferenceBill {
     /// `None` once it is closed.
     sum: Mutex<Option<InferenceCost>>,

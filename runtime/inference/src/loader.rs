@@ -42,8 +42,8 @@ impl Loader {
         }
     }
 
-    /// Loads, measures and warms up, within the budget. On a loader thread; `alone` keeps other large loads off. Whether an upload finds room beside pinned
-    /// models is decided when it is known which of them it replaces.
+    /// Loads, measures and warms up, within the budget. On a loader thread; `alone` keeps other large loads off. Whether
+    /// an upload finds room beside pinned models is decided when it is known which of them it replaces.
     pub(crate) fn prepare(
         &self,
         spec: ModelSpec,

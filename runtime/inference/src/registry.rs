@@ -138,8 +138,8 @@ impl Registry {
     }
 
     /// Adds a model, and forgets others until all are within the budget. The result is to be dropped where freeing them
-    /// holds up nobody. A model that would be pinned beyond what its tenant may pin is added without its pin, and so is a
-    /// version that is not in use.
+    /// holds up nobody. A model that would be pinned beyond what its tenant may pin is added without its pin, and so is
+    /// a version that is not in use.
     pub(crate) fn add(
         &self,
         key: ModelKey,
@@ -344,8 +344,8 @@ impl Registry {
         forgotten
     }
 
-    /// Lets go of the pins of versions that are not in use, and then pins those that are and ask for it, as far as their
-    /// tenants may.
+    /// Lets go of the pins of versions that are not in use, and then pins those that are and ask for it, as far as
+    /// their tenants may.
     pub(crate) fn settle_pins(&self, is_used: impl Fn(&ModelKey) -> bool) {
         let _making_room = self.lock_room();
         let mut missing = Vec::new();

@@ -96,12 +96,8 @@ impl App {
         if file.inference_threads > 0 {
             inference.threads = file.inference_threads;
         }
-        let terms = Box::new(memory_terms(catalog.clone()));
-        let pins = Box::new({
-            let catalog = catalog.clone();
-            move |key: &ModelKey| is_used(&catalog.snapshot(), key)
-        });
-        let inference = InferencePlane::start_with(inference, terms, pins);
+        let (terms, pins) = (memory_terms(catalog.clone()), pins(catalog.clone()));
+        let inference = InferencePlane::start_with(inference, Box::new(terms), Box::new(pins));
         let inference = inference.context("start the inference plane")?;
         let models = Arc::new(CatalogModels::new(catalog.clone(), inference.clone()));
         let sandboxes = sandpiper_sandbox::Config {
@@ -265,9 +261,12 @@ impl App {
     }
 }
 
-/// Whether an alias points at this version, or a function means it.
-fn is_used(snapshot: &Snapshot, key: &ModelKey) -> bool {
-    is_aliased(snapshot, key) || snapshot.placed_models().contains(key)
+/// Whether an alias points at a version, or a function means it.
+fn pins(catalog: Arc<Catalog>) -> impl Fn(&ModelKey) -> bool + Send + Sync {
+    move |key| {
+        let snapshot = catalog.snapshot();
+        is_aliased(&snapshot, key) || snapshot.placed_models().contains(key)
+    }
 }
 
 fn is_aliased(snapshot: &Snapshot, key: &ModelKey) -> bool {
