@@ -13,7 +13,7 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-use crate::oip::OipError;
+use crate::oip::{OipError, repository::PARAMETERS_MAX};
 
 /// What a client sent: a message, or why it is none. A message that is none does not end the stream that it came in.
 pub(super) type Decoded<Q> = Result<Q, OipError>;
@@ -139,8 +139,24 @@ pub(super) fn growth(message: &[u8]) -> Result<Growth, OipError> {
     Ok(growth)
 }
 
+/// The `parameters` of a load, each with its value.
+const OF_LOAD: &[Level] = &[level(3, Below::Parts(&[level(2, Below::Parts(&[]))]))];
+
+/// Looks through a `RepositoryModelLoadRequest` before it is decoded. Each parameter is four parts, and two are names.
+pub(super) fn check_load(message: &[u8]) -> Result<(), OipError> {
+    let mut growth = Growth::default();
+    count(message, OF_LOAD, &mut growth)?;
+    match growth.parts as usize > 2 + 4 * PARAMETERS_MAX {
+        true => {
+            let text = format!("a load has at most {PARAMETERS_MAX} parameters");
+            Err(OipError::invalid(text))
+        }
+        false => Ok(()),
+    }
+}
+
 fn count(mut bytes: &[u8], levels: &[Level], growth: &mut Growth) -> Result<(), OipError> {
-    let malformed = || OipError::invalid("the message is no ModelInferRequest: it is malformed");
+    let malformed = || OipError::invalid("the message is none of this method: it is malformed");
     while !bytes.is_empty() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| malformed())?;
         let length = match wire_type {
