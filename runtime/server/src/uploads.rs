@@ -1,5 +1,5 @@
-//! Uploads, whichever protocol brings them: the places that bound how many are worked on, and how a model's file becomes
-//! a version.
+//! Uploads, whichever protocol brings them: the places that bound how many are worked on, and how a model's file
+//! becomes a version.
 
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ pub(crate) struct ModelUpload {
     pub(crate) samples: Option<(Bytes, Vec<Vec<NamedTensor>>)>,
 }
 
-/// Tries the model, stores it and publishes the version; only then does anybody hear of it. `agrees` sees what the model
-/// takes and gives before it is stored.
+/// Tries the model, stores it and publishes the version; only then does anybody hear of it. `agrees` sees what the
+/// model takes and gives before it is stored.
 pub(crate) async fn deploy_model(
     app: &Arc<App>,
     tenant: &Tenant,

@@ -1,9 +1,6 @@
 //! Why a request of the protocol failed, before any transport gives it a status.
 
-use http::StatusCode;
 use sandpiper_domain::{InferenceError, Scope};
-
-use crate::respond::Problem;
 
 /// An error on its way to a client. Its text never holds a path, a pointer, another tenant's name or tensor values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -120,32 +117,6 @@ impl OipError {
             OipError::TooLarge(_) => "too_large",
             OipError::DeadlineExceeded(_) => "deadline_exceeded",
             OipError::Internal(_) => "internal",
-        }
-    }
-}
-
-/// What the control plane refuses, where the protocol asked for the same thing.
-impl From<Problem> for OipError {
-    fn from(problem: Problem) -> Self {
-        let message = match &problem.hint {
-            Some(hint) => format!("{}; {hint}", problem.message),
-            None => problem.message,
-        };
-        let retry_after_s = problem.retry_after_s.unwrap_or(1);
-        match problem.status {
-            StatusCode::UNAUTHORIZED => OipError::Unauthenticated(message),
-            StatusCode::FORBIDDEN => OipError::PermissionDenied(message),
-            StatusCode::NOT_FOUND => OipError::NotFound(message),
-            StatusCode::PAYLOAD_TOO_LARGE => OipError::TooLarge(message),
-            StatusCode::TOO_MANY_REQUESTS => OipError::TooManyRequests { message, retry_after_s },
-            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => {
-                OipError::DeadlineExceeded(message)
-            }
-            StatusCode::CONFLICT
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::INSUFFICIENT_STORAGE => OipError::Unavailable { message, retry_after_s },
-            status if status.is_client_error() => OipError::InvalidArgument(message),
-            _ => OipError::Internal(message),
         }
     }
 }

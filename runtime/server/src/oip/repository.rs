@@ -1,7 +1,7 @@
 //! The model repository: which models there are, and taking them out of service and back.
 //!
-//! Models are loaded by their first call; so `load` and `unload` are a switch of the owner's. An unloaded model takes no
-//! calls, from anybody, until it is loaded or a new version is deployed. A load may bring that version itself, as
+//! Models are loaded by their first call; so `load` and `unload` are a switch of the owner's. An unloaded model takes
+//! no calls, from anybody, until it is loaded or a new version is deployed. A load may bring that version itself, as
 //! Triton's clients do; see [`load`](self::load()).
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ mod config;
 mod load;
 mod parameters;
 
-pub(crate) use load::load;
+pub(crate) use load::{load, may_load};
 pub(crate) use parameters::{Given, LoadParameters, PARAMETERS_MAX};
 
 /// One version in the index.

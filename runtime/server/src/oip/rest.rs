@@ -276,7 +276,7 @@ impl Exchange<'_> {
     }
 
     async fn load(&mut self, caller: &Caller, name: &str, body: Incoming) -> Reply {
-        caller.must_have(&[Scope::Models])?;
+        repository::may_load(self.app, caller, name)?;
         // Nothing but a file makes a load so long.
         let is_long = body.size_hint().upper().is_none_or(|bytes| bytes > CONTROL_BYTES_MAX as u64);
         let places = is_long.then(|| uploads::enter(self.app, &caller.tenant)).transpose();

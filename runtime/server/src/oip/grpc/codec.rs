@@ -248,6 +248,31 @@ mod tests {
         assert_eq!(growth.number_bytes(), 8096);
     }
 
+    #[test]
+    fn the_parameters_of_a_load_are_counted_before_they_are_decoded() {
+        use crate::oip::grpc::message::{
+            ModelRepositoryParameter, RepositoryModelLoadRequest,
+            model_repository_parameter::ParameterChoice,
+        };
+        let with = |parameters: usize| {
+            let value = || {
+                let choice = ParameterChoice::BytesParam(bytes::Bytes::from_static(b"file"));
+                ModelRepositoryParameter { parameter_choice: Some(choice) }
+            };
+            let request = RepositoryModelLoadRequest {
+                repository_name: "r".to_owned(),
+                model_name: "m".to_owned(),
+                parameters: (0..parameters).map(|n| (format!("p{n}"), value())).collect(),
+            };
+            check_load(&request.encode_to_vec())
+        };
+        assert_eq!(with(PARAMETERS_MAX), Ok(()));
+        assert!(matches!(with(PARAMETERS_MAX + 1), Err(OipError::InvalidArgument(_))));
+        // Parameters of two bytes each.
+        let empty = [3 << 3 | 2, 0].repeat(1 << 20);
+        assert!(matches!(check_load(&empty), Err(OipError::TooLarge(_))));
+    }
+
     proptest::proptest! {
         #[test]
         fn no_bytes_make_the_scan_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {

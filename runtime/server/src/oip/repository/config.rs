@@ -1,8 +1,8 @@
 //! Triton's `ModelConfig` in JSON, as far as this server does what it says.
 //!
-//! The configuration is taken whole: what it does not name has the default of an upload. What has no counterpart here is
-//! refused by its name rather than passed over, unless it says nothing: null, false, 0, an empty text, list or object.
-//! Names may be written as the protocol's JSON or protobuf's has them, `max_batch_size` and `maxBatchSize`.
+//! The configuration is taken whole: what it does not name has the default of an upload. What has no counterpart here
+//! is refused by its name rather than passed over, unless it says nothing: null, false, 0, an empty text, list or
+//! object. Names may be written as the protocol's JSON or protobuf's has them, `max_batch_size` and `maxBatchSize`.
 
 use std::collections::BTreeMap;
 
@@ -360,5 +360,45 @@ fn says_nothing(value: &Value) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Array(values) => values.is_empty(),
         Value::Object(map) => map.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, OipError> {
+        Config::read(text, &"m".parse().unwrap())
+    }
+
+    #[test]
+    fn options_are_what_the_configuration_says_and_defaults_beside_it() {
+        let kept =
+            ModelOptions { pinned: true, cache: true, max_delay_us: 9, ..Default::default() };
+        let of = |text: &str| read(text).unwrap().options(&kept);
+        let whole = ModelOptions { pinned: true, ..Default::default() };
+        for (text, options) in [
+            ("{}", whole.clone()),
+            (r#"{"max_batch_size":0}"#, ModelOptions { batching: false, ..whole.clone() }),
+            (r#"{"max_batch_size":"8"}"#, ModelOptions { batch_size_max: 8, ..whole.clone() }),
+            (r#"{"responseCache":{"enable":true}}"#, ModelOptions { cache: true, ..whole.clone() }),
+            (
+                r#"{"dynamic_batching":{"max_queue_delay_microseconds":100}}"#,
+                ModelOptions { max_delay_us: 100, ..whole.clone() },
+            ),
+            (r#"{"dynamic_batching":null,"max_batch_size":null}"#, whole),
+        ] {
+            assert_eq!(of(text), options, "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_configuration_makes_the_reader_panic(
+            name in "[a-z_A-Z]{0,20}|max_batch_size|dynamic_batching|input|version_policy|response_cache",
+            value in r#"-?[0-9]{1,22}|"[ -~]{0,5}"|null|\[\{"name":"x","dims":\[-?[0-9]{1,21}\]\}\]|\{"[a-z_]{0,9}":[0-9]\}|.{0,40}"#,
+        ) {
+            let _ = read(&format!(r#"{{"{name}":{value}}}"#));
+        }
     }
 }

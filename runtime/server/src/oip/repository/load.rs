@@ -1,12 +1,17 @@
 //! Bringing models into service, and new versions of them with a load.
 //!
-//! A load that brings a file deploys it as an upload through the control plane does: with its limits, its places and its
-//! trial in a child process; the version's number is the next one, whatever the file's path says. One that brings a
-//! configuration alone deploys the file of the version that `live` points at anew, with other options. Either moves
-//! `live` to the version, and then all loads are alike: they answer when the versions that are meant are in memory.
+//! A load that brings a file deploys it as an upload through the control plane does: with its limits, its places and
+//! its trial in a child process. The version's number is the next one, whatever the file's path says: numbers are the
+//! platform's, and none is given twice. A load that brings a configuration alone deploys the file of the version that
+//! `live` points at anew, with other options. Either moves `live` to the version, and then all loads are alike: they
+//! answer when the versions that are meant are in memory.
+//!
+//! A file without a configuration has the options of the version that `live` points at. A configuration is the whole of
+//! what Triton has words for; `batch_tolerance` and `pinned` stay as they are in that version.
 
 use std::{sync::Arc, time::Duration};
 
+use http::StatusCode;
 use sandpiper_control::{ModelEntry, ModelVersion};
 use sandpiper_domain::{
     AliasName, InferenceError, ModelKey, ModelName, ModelOptions, ModelRef, Scope, Selector,
@@ -24,6 +29,12 @@ use crate::{
 
 /// How long a load is waited for. It goes on beyond.
 const LOAD_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// Whether the caller may load a model of this name, before it is asked what else it has to say.
+pub(crate) fn may_load(app: &App, caller: &Caller, name: &str) -> Result<(), OipError> {
+    caller.must_have(&[Scope::Models])?;
+    own_model(app, caller, name).map(drop)
+}
 
 /// Brings a model into service, and answers when its versions are in memory: the one that is named, or those that
 /// `live` points at. A model in quarantine leaves it. `places` are there where the request was too long to be read
@@ -188,4 +199,30 @@ fn versions_to_load(model: &ModelEntry, selector: Option<Selector>) -> Vec<u32> 
         None => AliasName::live(),
     };
     model.versions.alias(&alias).map(|alias| alias.target().versions()).unwrap_or_default()
+}
+
+/// What the control plane refuses, where the protocol asked for the same thing.
+impl From<Problem> for OipError {
+    fn from(problem: Problem) -> Self {
+        let message = match &problem.hint {
+            Some(hint) => format!("{}; {hint}", problem.message),
+            None => problem.message,
+        };
+        let retry_after_s = problem.retry_after_s.unwrap_or(1);
+        match problem.status {
+            StatusCode::UNAUTHORIZED => OipError::Unauthenticated(message),
+            StatusCode::FORBIDDEN => OipError::PermissionDenied(message),
+            StatusCode::NOT_FOUND => OipError::NotFound(message),
+            StatusCode::PAYLOAD_TOO_LARGE => OipError::TooLarge(message),
+            StatusCode::TOO_MANY_REQUESTS => OipError::TooManyRequests { message, retry_after_s },
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => {
+                OipError::DeadlineExceeded(message)
+            }
+            StatusCode::CONFLICT
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::INSUFFICIENT_STORAGE => OipError::Unavailable { message, retry_after_s },
+            status if status.is_client_error() => OipError::InvalidArgument(message),
+            _ => OipError::Internal(message),
+        }
+    }
 }

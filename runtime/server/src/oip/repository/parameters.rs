@@ -235,4 +235,20 @@ mod tests {
         let long = Given::Text(" ".repeat(CONFIG_BYTES_MAX + 1));
         assert!(matches!(read.note("config", long), Err(OipError::TooLarge(_))));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_body_makes_the_reader_panic(
+            body in r#"\{"parameters":\{("(config|file:1/m.onnx)":("[A-Za-z0-9+/=\\]{0,9}"|[0-9]|null),?){0,3}\}\}|.{0,99}"#,
+        ) {
+            let _ = LoadParameters::from_json(body.as_bytes());
+        }
+
+        #[test]
+        fn every_file_comes_as_it_was_sent(bytes in proptest::collection::vec(proptest::num::u8::ANY, 1..300)) {
+            let body = serde_json::json!({ "parameters": { "file:1/m.onnx": BASE64.encode(&bytes) } });
+            let read = LoadParameters::from_json(body.to_string().as_bytes()).unwrap();
+            proptest::prop_assert_eq!(read.file.unwrap().content, bytes);
+        }
+    }
 }
