@@ -135,7 +135,7 @@ impl Growth {
 /// Looks through a `ModelInferRequest` before it is decoded. Refuses one of more parts than [`PARTS_MAX`].
 pub(super) fn growth(message: &[u8]) -> Result<Growth, OipError> {
     let mut growth = Growth::default();
-    count(message, OF_INFERENCE, &mut growth)?;
+    count("ModelInferRequest", message, OF_INFERENCE, &mut growth)?;
     Ok(growth)
 }
 
@@ -145,7 +145,7 @@ const OF_LOAD: &[Level] = &[level(3, Below::Parts(&[level(2, Below::Parts(&[]))]
 /// Looks through a `RepositoryModelLoadRequest` before it is decoded. Each parameter is four parts, and two are names.
 pub(super) fn check_load(message: &[u8]) -> Result<(), OipError> {
     let mut growth = Growth::default();
-    count(message, OF_LOAD, &mut growth)?;
+    count("RepositoryModelLoadRequest", message, OF_LOAD, &mut growth)?;
     match growth.parts as usize > 2 + 4 * PARAMETERS_MAX {
         true => {
             let text = format!("a load has at most {PARAMETERS_MAX} parameters");
@@ -155,8 +155,13 @@ pub(super) fn check_load(message: &[u8]) -> Result<(), OipError> {
     }
 }
 
-fn count(mut bytes: &[u8], levels: &[Level], growth: &mut Growth) -> Result<(), OipError> {
-    let malformed = || OipError::invalid("the message is none of this method: it is malformed");
+fn count(
+    name: &str,
+    mut bytes: &[u8],
+    levels: &[Level],
+    growth: &mut Growth,
+) -> Result<(), OipError> {
+    let malformed = || OipError::invalid(format!("the message is no {name}: it is malformed"));
     while !bytes.is_empty() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| malformed())?;
         let length = match wire_type {
@@ -181,7 +186,7 @@ fn count(mut bytes: &[u8], levels: &[Level], growth: &mut Growth) -> Result<(), 
             growth.numbers += 1;
         } else if let Some(level) = levels.iter().find(|level| level.tag == tag) {
             match &level.below {
-                Below::Parts(below) => count(part, below, growth)?,
+                Below::Parts(below) => count(name, part, below, growth)?,
                 Below::Varints => {
                     // The last byte of each has its highest bit clear.
                     growth.numbers += part.iter().filter(|byte| **byte < 0x80).count();
