@@ -249,9 +249,13 @@ fn a_file_beyond_the_limit_is_refused_whether_its_length_is_told_or_not() {
     // `free` has 64 MiB for a model.
     let long = BASE64_STANDARD.encode(vec![8; (64 << 20) + 1]);
     let body = json!({ "parameters": { "file:1/model.onnx": long } }).to_string();
+    let before = server.memory_peak_mib();
     let send = || tenant.client.call("POST", LOAD);
     assert!(refused(send().body(&body).send(), 413).contains("64 MiB"));
     assert!(refused(send().chunked(&body).send(), 413).contains("64 MiB"));
+    // The text, once more while it grows, and the file.
+    let peak = server.memory_peak_mib();
+    assert!(peak < before + 330, "the server went from {before} to {peak} MiB");
     // So is a body that holds no file of any length.
     let mut connection = server.connect();
     connection.send(format!(

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use sandpiper_tests::{GrpcClient, GrpcStatus, Server, model};
+use sandpiper_tests::{GrpcClient, GrpcStatus, Server, model, until};
 use serde_json::json;
 
 use super::{
@@ -105,4 +105,29 @@ fn what_a_load_cannot_bring_is_refused() {
     }
     assert_eq!(infer(&client, &row([0.0; 3])).unwrap().model_version, "1");
     server.still_runs();
+}
+
+#[test]
+fn loads_take_the_places_of_uploads() {
+    let server = Server::start();
+    let tenant = tenant(&server, "acme");
+    let client = client(&server, &tenant);
+    // Two that have announced a MiB and not sent it are two uploads.
+    let slow: Vec<_> = (0..2)
+        .map(|_| {
+            let mut call = client.open(&inference("RepositoryModelLoad"));
+            call.send_bytes(Bytes::from_static(&[0, 0, 16, 0, 0, 7]), false);
+            call
+        })
+        .collect();
+    let parameters = || vec![("file:1/model.onnx", file(model("identity-fp32.onnx")))];
+    until("both are let in", || {
+        tenant.put_model("other", &model("mul-add.onnx")).status.eq(&429).then_some(())
+    });
+    let words = refused(load(&client, "mul-add", parameters()), code::RESOURCE_EXHAUSTED);
+    assert!(words.contains("uploads"), "{words}");
+    // What brings nothing takes none of them.
+    load(&client, "mul-add", vec![]).unwrap();
+    drop(slow);
+    until("their places are free again", || load(&client, "mul-add", parameters()).ok());
 }
