@@ -1,10 +1,6 @@
 //! From the bytes of an ONNX file to a program.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sandpiper_domain::{ModelOptions, ModelSignature, NamedTensor, TensorSpec};
 use tract_onnx::prelude::{Framework, InferenceModel, TVec, TractError};
@@ -26,9 +22,11 @@ use crate::{
     backend::Program,
     contain::{Panicked, contained, measured_within},
     contract::{Contract, Tie, shown},
+    scheduler::thread_cpu_ns,
 };
 
-/// A plan that runs longer than this on the smallest inputs is taken to work.
+/// A plan that runs longer than this on the smallest inputs is taken to work. It is CPU time, so that a busy machine
+/// looks no less closely.
 const TRIAL: Duration = Duration::from_secs(2);
 /// Sizes tried for free dimensions other than the first. Convolutions refuse images of one pixel.
 pub(super) const SAMPLE_SIZES: [usize; 2] = [1, 32];
@@ -173,8 +171,8 @@ fn runs_on_sample(model: &InferenceModel, declared: &Declared, plan: &Plan, free
     let tensors: Option<TVec<_>> =
         declared.inputs.iter().zip(&shapes).map(|(slot, shape)| zeros(slot, shape)).collect();
     let Some(tensors) = tensors else { return true };
-    let begun = Instant::now();
-    let stop = || begun.elapsed() > TRIAL;
+    let end_ns = thread_cpu_ns().saturating_add(TRIAL.as_nanos() as u64);
+    let stop = || thread_cpu_ns() > end_ns;
     let outcome = contained(|| plan.run(tensors, &stop, &Trace::default()));
     matches!(outcome, Ok(Ok(_) | Err(Failure::Stopped)))
 }
