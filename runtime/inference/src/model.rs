@@ -261,10 +261,7 @@ impl Core {
     /// The rows of a call and their width, and what tells it from calls that it cannot share a batch with; `None` where
     /// it runs alone.
     fn group(&self, inputs: &[Tensor]) -> (usize, usize, Option<u64>) {
-        let elements = || {
-            let of = |input: &Tensor| input.data().len() / input.datatype().size().max(1);
-            inputs.iter().map(of).fold(0usize, usize::saturating_add)
-        };
+        let elements = || inputs.iter().map(Tensor::elements).fold(0usize, usize::saturating_add);
         if self.sizes.is_empty() {
             return (1, if self.is_varied { elements() } else { 1 }, None);
         }

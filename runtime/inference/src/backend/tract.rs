@@ -7,6 +7,7 @@ mod audit;
 mod batch;
 mod convert;
 mod demand;
+mod edges;
 mod explain;
 mod fact;
 mod fold;
@@ -25,6 +26,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use sandpiper_domain::{InferenceError, NamedTensor, Tensor};
 use tract_onnx::prelude::{TVec, Tensor as TractTensor};
 
+use edges::Edges;
 pub(crate) use load::load;
 use plan::{Failure, Plan, Trace};
 use shapes::PlansByShape;
@@ -47,6 +49,7 @@ struct TractProgram {
     /// Plans for so many rows and no other number, where they are faster than the one for all.
     by_rows: Vec<(usize, Arc<Plan>)>,
     batching: Batching,
+    edges: Edges,
 }
 
 enum Plans {
@@ -97,22 +100,29 @@ impl Program for TractProgram {
 
     fn run(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed> {
         let begun = Instant::now();
+        let inputs = self.edges.enter(inputs)?;
         let plan = self.plan(&inputs)?;
-        self.run_with(&plan, inputs, stop, begun)
+        let mut ran = self.run_with(&plan, inputs, stop, begun)?;
+        let computed = Instant::now();
+        ran.outputs = self.edges.leave(ran.outputs)?;
+        ran.output += computed.elapsed();
+        Ok(ran)
     }
 }
 
 impl TractProgram {
     fn new(contract: Contract, declared: audit::Declared, plans: Plans) -> Self {
+        let edges = Edges::of(&declared);
         let audit::Declared { operators, parameters, .. } = declared;
         let (by_rows, batching) = (Vec::new(), Batching::default());
         let footprint = match &plans {
             Plans::One(_) => Arc::default(),
             Plans::ByShape(plans) => plans.footprint(),
         };
-        TractProgram { contract, operators, parameters, footprint, plans, by_rows, batching }
+        TractProgram { contract, operators, parameters, footprint, plans, by_rows, batching, edges }
     }
 
+    /// Runs a plan on inputs as the graph takes them.
     fn run_with(
         &self,
         plan: &Plan,

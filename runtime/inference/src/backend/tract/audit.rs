@@ -1,7 +1,10 @@
 //! Reads an ONNX protobuf before tract does: refuses what tract would answer with a panic or with a vague error,
 //! and rewrites the few things that tract reads wrongly.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use sandpiper_domain::DataType;
 use tract_onnx::pb::{
@@ -12,7 +15,7 @@ use tract_onnx::pb::{
 
 use super::{
     refuse,
-    rewrite::{opset, rewrite},
+    rewrite::{Strings, opset, rewrite},
 };
 use crate::{LoadError, contract::shown};
 
@@ -37,6 +40,8 @@ pub(super) struct Slot {
     pub(super) datatype: Option<DataType>,
     /// `None` where the graph does not state the rank.
     pub(super) dims: Option<Vec<Dim>>,
+    /// Callers have strings, and the graph has their numbers.
+    pub(super) is_text: bool,
 }
 
 /// What a caller gives and gets: an input that has an initializer is a weight and not here.
@@ -50,6 +55,8 @@ pub(super) struct Declared {
     pub(super) parameters: u64,
     /// Whether tract is right about the graph only where it knows every size.
     pub(super) needs_sizes: bool,
+    /// The strings that the graph had.
+    pub(super) strings: Arc<Strings>,
 }
 
 /// The nodes that take the largest or smallest of values.
@@ -71,7 +78,7 @@ pub(super) fn audit(
         return Err(malformed("it names no operator set (`opset_import`)"));
     }
     let Census { operators, parameters } = Census::of(graph);
-    rewrite(model)?;
+    let strings = rewrite(model)?;
     let opset = opset(model);
     let graph = model.graph.as_mut().ok_or(LoadError::Truncated)?;
     let mut audit = Audit { registered, opset, missing: Missing::default(), needs_sizes: false };
@@ -81,9 +88,12 @@ pub(super) fn audit(
         return Err(LoadError::UnsupportedOperator { operators: missing.operators });
     }
     name_dimensions(graph);
-    let (inputs, outputs) = declare(graph)?;
+    let (mut inputs, mut outputs) = declare(graph)?;
+    inputs.iter_mut().for_each(|slot| slot.is_text = strings.inputs.contains(&slot.name));
+    outputs.iter_mut().for_each(|slot| slot.is_text = strings.outputs.contains(&slot.name));
     name_nodes(graph);
-    Ok(Declared { inputs, outputs, operators, parameters, needs_sizes })
+    let strings = Arc::new(strings);
+    Ok(Declared { inputs, outputs, operators, parameters, needs_sizes, strings })
 }
 
 /// What a graph is made of, as uploaded.
@@ -218,14 +228,12 @@ fn check_tensor(tensor: &mut TensorProto) -> Result<(), LoadError> {
         return Err(LoadError::ExternalData { tensor: name() });
     }
     let onnx = Onnx::try_from(tensor.data_type);
-    if onnx != Ok(Onnx::String) || !tensor.raw_data.is_empty() {
-        datatype(tensor.data_type).map_err(|kind| {
-            let name = name();
-            LoadError::UnsupportedType(format!(
-                "the tensor `{name}` of the model is {kind}, which the backend cannot hold"
-            ))
-        })?;
-    }
+    datatype(tensor.data_type).map_err(|kind| {
+        let name = name();
+        LoadError::UnsupportedType(format!(
+            "the tensor `{name}` of the model is {kind}, which the backend cannot hold"
+        ))
+    })?;
     // ONNX keeps these two in `uint64_data`, where tract does not look.
     if tensor.raw_data.is_empty() && !tensor.uint64_data.is_empty() {
         let values = std::mem::take(&mut tensor.uint64_data);
@@ -389,7 +397,7 @@ fn slot(noun: &str, info: &ValueInfoProto) -> Result<Slot, LoadError> {
         ))
     };
     let tensor = match &info.r#type {
-        None => return Ok(Slot { name, datatype: None, dims: None }),
+        None => return Ok(Slot { name, datatype: None, dims: None, is_text: false }),
         Some(TypeProto { value: None, .. }) => {
             return Err(unsupported("a sequence, a map or an optional value"));
         }
@@ -411,7 +419,7 @@ fn slot(noun: &str, info: &ValueInfoProto) -> Result<Slot, LoadError> {
         };
         shape.dim.iter().map(|d| dim(&d.value)).collect()
     });
-    Ok(Slot { name, datatype, dims })
+    Ok(Slot { name, datatype, dims, is_text: false })
 }
 
 fn malformed(text: &str) -> LoadError {

@@ -54,7 +54,7 @@ pub(super) fn fit(
     if let Err(reason) = is_made_of_rows(program, model, declared) {
         batching.reason = Some(reason.to_owned());
     } else {
-        let (begun, rows) = (Instant::now(), rows_of(&program.contract, samples));
+        let (begun, rows) = (Instant::now(), rows_of(program, samples));
         let trial = Trial { program, model, declared, begun, shapes: Vec::new(), rows };
         let measured = trial.measure(options);
         program.by_rows = measured.plans;

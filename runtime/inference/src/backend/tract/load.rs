@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sandpiper_domain::{ModelOptions, ModelSignature, NamedTensor, TensorSpec};
+use sandpiper_domain::{DataType, ModelOptions, ModelSignature, NamedTensor, TensorSpec};
 use tract_onnx::prelude::{Framework, InferenceModel, TVec, TractError};
 
 use super::{
@@ -184,6 +184,7 @@ fn with_one_plan(declared: Declared, plan: Plan) -> Result<TractProgram, LoadErr
     for (index, slot) in declared.outputs.iter().enumerate() {
         let fact = plan.output(index).map_err(|error| unloadable(&error))?;
         let datatype = data_type(fact.datum_type).ok_or_else(|| untypable(slot))?;
+        let datatype = outward(slot, datatype)?;
         let shape = fact.shape.iter().map(|dim| dim.to_i64().unwrap_or(-1)).collect();
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
@@ -230,6 +231,7 @@ fn with_plans_by_shape(
         let sampled = fact.map(|fact| fact.shape.iter().map(|dim| dim.to_i64().ok()).collect());
         let datatype =
             datatype.ok_or_else(|| refusal.clone().unwrap_or_else(|| untypable(slot)))?;
+        let datatype = outward(slot, datatype)?;
         let shape = declared_shape(slot, sampled);
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
@@ -257,6 +259,15 @@ fn declared_shape(slot: &Slot, sampled: Option<Vec<Option<i64>>>) -> Vec<i64> {
     }
 }
 
+/// The type of an output for callers.
+fn outward(slot: &Slot, datatype: DataType) -> Result<DataType, LoadError> {
+    match (slot.is_text, datatype) {
+        (false, own) => Ok(own),
+        (true, DataType::I64) => Ok(DataType::Bytes),
+        (true, _) => Err(untypable(slot)),
+    }
+}
+
 fn untypable(slot: &Slot) -> LoadError {
     let name = shown(&slot.name);
     LoadError::UnsupportedType(format!(
@@ -271,7 +282,7 @@ fn contract(
 ) -> Result<Contract, LoadError> {
     let mut inputs = Vec::new();
     for slot in &declared.inputs {
-        let datatype = slot.datatype.ok_or_else(|| untypable(slot))?;
+        let datatype = outward(slot, slot.datatype.ok_or_else(|| untypable(slot))?)?;
         let shape = match &slot.dims {
             None => RANK_UNKNOWN.to_vec(),
             Some(_) => declared_shape(slot, None),

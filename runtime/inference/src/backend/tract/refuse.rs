@@ -6,17 +6,12 @@
 
 use tract_onnx::pb::NodeProto;
 
-use super::rewrite::{ML, attribute, integer, string, strings};
+use super::rewrite::{ML, attribute, casts_to_text, integer, string, strings};
 use crate::{LoadError, contract::shown};
 
 /// Operators of `ai.onnx.ml` that tract has, after the rewrite.
-const ML_OPERATORS: [&str; 5] = [
-    "CategoryMapper",
-    "LinearClassifier",
-    "LinearRegressor",
-    "Normalizer",
-    "TreeEnsembleClassifier",
-];
+const ML_OPERATORS: [&str; 4] =
+    ["LinearClassifier", "LinearRegressor", "Normalizer", "TreeEnsembleClassifier"];
 
 /// Operators of `com.microsoft` that tract has. Others of that domain share a name with one of ONNX's and are
 /// something else.
@@ -58,6 +53,7 @@ pub(super) fn check(node: &NodeProto, opset: i64) -> Result<(), LoadError> {
         "BatchNormalization" if integer(node, "training_mode").unwrap_or(0) != 0 => {
             Some("training")
         }
+        "Cast" if casts_to_text(node) => Some("strings"),
         "QuantizeLinear" => quantize(node),
         "DequantizeLinear" if !matches!(integer(node, "output_dtype"), None | Some(0 | 1)) => {
             Some("an `output_dtype` other than 32-bit floats")
