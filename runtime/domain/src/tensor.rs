@@ -148,8 +148,8 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Checks that `shape` x `datatype` is the length of `data`, in bytes, with overflow in mind; of strings, that there
-    /// are as many and that each is whole.
+    /// Checks that `shape` x `datatype` is the length of `data`, in bytes, with overflow in mind; of strings, that
+    /// there are as many and that each is whole.
     pub fn new(datatype: DataType, shape: &[u64], data: Bytes) -> Result<Self, TensorError> {
         if shape.len() > RANK_MAX {
             return Err(TensorError::Rank(shape.len()));

@@ -12,8 +12,8 @@ use std::{
 };
 
 use sandpiper_domain::{
-    BoxFuture, BriefRuns, InferenceError, InferenceRequest, Model, ModelOptions, ModelSignature,
-    TenantName, Tensor,
+    BoxFuture, BriefRuns, DataType, InferenceError, InferenceRequest, Model, ModelOptions,
+    ModelSignature, TenantName, Tensor,
 };
 use tokio::sync::oneshot;
 
@@ -51,6 +51,8 @@ pub(crate) struct Core {
 /// A call that takes no more than this is brief: handing it to a compute thread and back takes about as long, for two
 /// threads have to be woken.
 const BRIEF_NS: u64 = 100_000;
+/// Looking longer strings up may take longer than that.
+const BRIEF_STRINGS_MAX: usize = 16 << 10;
 
 /// One model version, parsed and optimised. Every function and request that uses the version shares it.
 pub struct LoadedModel {
@@ -247,7 +249,9 @@ impl Core {
     /// What a call on these inputs is expected to take, if it is brief. One that its owner wants to wait for company is
     /// not.
     fn brief_ns(&self, inputs: &[Tensor], width: usize) -> Option<u64> {
-        if !self.is_steady || !self.delay.is_zero() {
+        let is_text = |input: &&Tensor| input.datatype() == DataType::Bytes;
+        let strings = inputs.iter().filter(is_text).map(|input| input.data().len()).sum::<usize>();
+        if !self.is_steady || !self.delay.is_zero() || strings > BRIEF_STRINGS_MAX {
             return None;
         }
         let specs = &self.program.contract().signature.inputs;

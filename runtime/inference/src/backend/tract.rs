@@ -78,7 +78,8 @@ impl Program for TractProgram {
     fn is_steady(&self) -> bool {
         const VALUES_DECIDE: [&str; 3] = ["If", "Loop", "Scan"];
         let decides = VALUES_DECIDE.iter().any(|operator| self.operators.contains_key(*operator));
-        matches!(&self.plans, Plans::One(plan) if plan.has_settled_sizes() && !decides)
+        let is_one = matches!(&self.plans, Plans::One(plan) if plan.has_settled_sizes());
+        is_one && !decides && self.edges.are_short()
     }
 
     fn footprint(&self) -> &Arc<Footprint> {

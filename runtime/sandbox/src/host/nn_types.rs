@@ -1,9 +1,9 @@
 //! The interface has seven element types, models have more. What a model takes or gives outside the seven travels in
 //! the next wider of them: bool as U8, 8- and 16-bit integers and u16 as I32, u32 and u64 as I64.
 //!
-//! Strings travel as their bytes: a U8 tensor of one dimension that holds them in row-major order, each after its length
-//! in 32 bits, little-endian. The shape of such an input is the model's own, with one free size that is told from how
-//! many strings there are.
+//! Strings travel as their bytes: a U8 tensor of one dimension that holds them in row-major order, each after its
+//! length in 32 bits, little-endian. The shape of such an input is the model's own, where one size at most may be free:
+//! it is told from how many strings there are.
 
 use bytes::Bytes;
 use sandpiper_domain::{DataType, InferenceError, ModelSignature, Tensor, TensorError, TensorSpec};

@@ -64,7 +64,7 @@ pub(super) fn length_max(answer: &InferAnswer, format: &Format) -> u64 {
         // The longest number of each type with its comma, by the bytes that it has.
         let growth = match (is_binary(format, output), tensor.datatype().size()) {
             (true, _) => 1,
-            // A byte of a string may be written as `\u0000`; its quotes and comma are fewer than the bytes of its length.
+            // A byte of a string may be six characters, `\u0000`; its quotes and comma are fewer than its length takes.
             (false, None | Some(1)) => 6,
             (false, Some(2)) => 8,
             (false, Some(4)) => 5,

@@ -82,7 +82,7 @@ pub(super) fn audit(
     let opset = opset(model);
     let graph = model.graph.as_mut().ok_or(LoadError::Truncated)?;
     let mut audit = Audit { registered, opset, missing: Missing::default(), needs_sizes: false };
-    audit.visit(graph)?;
+    audit.visit(graph, false)?;
     let Audit { missing, needs_sizes, .. } = audit;
     if !missing.operators.is_empty() {
         return Err(LoadError::UnsupportedOperator { operators: missing.operators });
@@ -173,7 +173,7 @@ struct Audit<'a> {
 }
 
 impl Audit<'_> {
-    fn visit(&mut self, graph: &mut GraphProto) -> Result<(), LoadError> {
+    fn visit(&mut self, graph: &mut GraphProto, is_inner: bool) -> Result<(), LoadError> {
         // What other tools inferred about inner values is often stale, and never needed.
         graph.value_info = Vec::new();
         if !graph.sparse_initializer.is_empty() {
@@ -183,6 +183,10 @@ impl Audit<'_> {
         }
         graph.initializer.iter_mut().try_for_each(check_tensor)?;
         graph.input.iter_mut().for_each(forget_hostile_dimensions);
+        if is_inner && graph.input.iter().chain(&graph.output).any(is_text) {
+            let text = "a graph inside an operator has strings, which the backend cannot hold";
+            return Err(LoadError::UnsupportedType(text.to_owned()));
+        }
         for node in &mut graph.node {
             match refuse::is_known(node, self.registered) {
                 true => refuse::check(node, self.opset)?,
@@ -193,12 +197,18 @@ impl Audit<'_> {
             for attribute in &mut node.attribute {
                 attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(check_tensor)?;
                 for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
-                    self.visit(inner)?;
+                    self.visit(inner, true)?;
                 }
             }
         }
         Ok(())
     }
+}
+
+fn is_text(info: &ValueInfoProto) -> bool {
+    let value = info.r#type.as_ref().and_then(|kind| kind.value.as_ref());
+    let text = tensor_proto::DataType::String as i32;
+    matches!(value, Some(TypeValue::TensorType(tensor)) if tensor.elem_type == text)
 }
 
 /// `ConstantOfShape` without a value is zeros of 32-bit floats; tract takes 64-bit ones.

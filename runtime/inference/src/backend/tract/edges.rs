@@ -11,6 +11,9 @@ use super::{
     rewrite::Strings,
 };
 
+/// Strings up to here are copied as soon as other elements are calculated.
+const SHORT_BYTES: usize = 1024;
+
 /// Translates what goes in and what comes out.
 pub(super) struct Edges {
     strings: Arc<Strings>,
@@ -27,6 +30,11 @@ impl Edges {
         };
         let (inputs, outputs) = (texts(&declared.inputs), texts(&declared.outputs));
         Edges { strings: declared.strings.clone(), inputs, outputs }
+    }
+
+    /// Whether no string that comes out takes long to copy.
+    pub(super) fn are_short(&self) -> bool {
+        self.outputs.is_empty() || self.strings.longest() <= SHORT_BYTES
     }
 
     /// The inputs as the graph takes them.

@@ -6,7 +6,7 @@
 
 use tract_onnx::pb::NodeProto;
 
-use super::rewrite::{ML, attribute, casts_to_text, integer, string, strings};
+use super::rewrite::{ML, attribute, integer, makes_text, string, strings};
 use crate::{LoadError, contract::shown};
 
 /// Operators of `ai.onnx.ml` that tract has, after the rewrite.
@@ -48,12 +48,12 @@ pub(super) fn is_known(node: &NodeProto, registered: impl Fn(&str) -> bool) -> b
 /// operators.
 pub(super) fn check(node: &NodeProto, opset: i64) -> Result<(), LoadError> {
     let why = match node.op_type.as_str() {
+        _ if makes_text(node) => Some("strings"),
         "LSTM" | "GRU" | "RNN" => recurrent(node),
         "Attention" => attention(node),
         "BatchNormalization" if integer(node, "training_mode").unwrap_or(0) != 0 => {
             Some("training")
         }
-        "Cast" if casts_to_text(node) => Some("strings"),
         "QuantizeLinear" => quantize(node),
         "DequantizeLinear" if !matches!(integer(node, "output_dtype"), None | Some(0 | 1)) => {
             Some("an `output_dtype` other than 32-bit floats")

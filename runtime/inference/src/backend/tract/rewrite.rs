@@ -19,7 +19,7 @@ mod vectors;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
 
 pub(super) use emit::{attribute, integer, opset, string, strings};
-pub(super) use strings::{Strings, casts_to_text};
+pub(super) use strings::{Strings, makes_text};
 
 use emit::{Emit, Names};
 use types::Types;

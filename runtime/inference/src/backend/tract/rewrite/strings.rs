@@ -68,6 +68,11 @@ impl Strings {
         self.numbers.get(text).copied().unwrap_or_else(|| self.count())
     }
 
+    /// The bytes of the longest string.
+    pub(in super::super) fn longest(&self) -> usize {
+        self.texts.iter().map(|text| text.len()).max().unwrap_or(0)
+    }
+
     fn count(&self) -> i64 {
         i64::try_from(self.texts.len()).unwrap_or(i64::MAX)
     }
@@ -215,7 +220,7 @@ impl Pass {
                 own.contains(&attribute.name.as_str()) && node.op_type != "ZipMap"
                     || attribute.name.starts_with("value_string")
             };
-            node.attribute.iter().any(mentions) || casts_to_text(node)
+            node.attribute.iter().any(mentions) || makes_text(node)
         };
         let outer = |node: &NodeProto| self.refuse_any(node).is_err();
         graph.initializer.iter().any(is_text) || graph.node.iter().any(|n| makes(n) || outer(n))
@@ -258,7 +263,7 @@ impl Pass {
 
     fn cast(&mut self, node: &mut NodeProto) -> Result<(), LoadError> {
         let like = node.op_type == "CastLike" && self.of(node, 1).is_some();
-        match (self.of(node, 0), casts_to_text(node) || like) {
+        match (self.of(node, 0), makes_text(node) || like) {
             (None, false) => Ok(()),
             (Some(text), true) => {
                 node.op_type = "Identity".to_owned();
@@ -300,11 +305,13 @@ impl Pass {
 
     /// Says whether the tensor holds its strings itself.
     fn tensor(&mut self, tensor: &mut TensorProto) -> Result<bool, LoadError> {
-        if tensor.data_location == Some(DataLocation::External as i32) {
+        // What is not here, or in a form that ONNX does not have, is refused with other such weights.
+        let external = tensor.data_location == Some(DataLocation::External as i32);
+        if external || !tensor.raw_data.is_empty() {
             return Ok(false);
         }
         let count = tensor.dims.iter().try_fold(1i64, |count, size| count.checked_mul(*size));
-        if count != i64::try_from(tensor.string_data.len()).ok() || !tensor.raw_data.is_empty() {
+        if count != i64::try_from(tensor.string_data.len()).ok() {
             let why = "a tensor of strings has more or fewer of them than its shape says";
             return Err(LoadError::Malformed(why.to_owned()));
         }
@@ -397,12 +404,14 @@ impl Pass {
             return Err(malformed(node, "has keys of another type than its input"));
         }
         if !keys.is_empty() {
+            remove(node, "keys_int64s");
             node.attribute.push(with_ints("keys_int64s", self.strings.learn_all(&keys)));
         }
         if values.is_empty() {
             return Ok(());
         }
         let (values, other) = (self.strings.learn_all(&values), self.other(node));
+        remove(node, "values_int64s");
         remove(node, "default_int64");
         node.attribute
             .extend([with_ints("values_int64s", values), with_int("default_int64", other)]);
@@ -414,9 +423,10 @@ fn is_text(tensor: &TensorProto) -> bool {
     tensor.data_type == DataType::String as i32
 }
 
-/// Whether a node makes strings of what it reads.
-pub(in super::super) fn casts_to_text(node: &NodeProto) -> bool {
-    node.op_type == "Cast" && integer(node, "to") == Some(DataType::String as i64)
+/// Whether a node says that what it makes is strings.
+pub(in super::super) fn makes_text(node: &NodeProto) -> bool {
+    let text = Some(DataType::String as i64);
+    ["to", "dtype", "output_dtype"].iter().any(|name| integer(node, name) == text)
 }
 
 /// Makes an input or output one of integers, if its type is `wanted`.
