@@ -212,7 +212,7 @@ fn every_model_that_cannot_be_is_refused() {
         ("strings-passed.onnx", "unsupported_type"),
         ("strings-compared.onnx", "unsupported_variant"),
         ("strings-cast.onnx", "unsupported_variant"),
-        ("strings-folded.onnx", "unsupported_variant"),
+        ("strings-folded.onnx", "unsupported_operator"),
         ("strings-made.onnx", "unsupported_variant"),
         ("unsupported-domain.onnx", "unsupported_operator"),
         ("string-identity.onnx", "unsupported_type"),

@@ -46,6 +46,10 @@ const MOVERS: [(&str, bool); 15] = [
     ("ArrayFeatureExtractor", false),
 ];
 
+/// Operators that are for strings alone.
+const TEXT_OPERATORS: [&str; 4] =
+    ["RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit"];
+
 /// The strings of a graph by number.
 #[derive(Debug, Default)]
 pub(in super::super) struct Strings {
@@ -170,6 +174,9 @@ impl Pass {
             return self.refuse_any(node);
         }
         let name = node.op_type.as_str();
+        if TEXT_OPERATORS.contains(&name) {
+            return Err(LoadError::UnsupportedOperator { operators: vec![name.to_owned()] });
+        }
         if let Some((_, all)) = MOVERS.iter().find(|(mover, _)| *mover == name) {
             return self.mover(node, *all);
         }
