@@ -29,6 +29,7 @@ use tract_onnx::prelude::{TVec, Tensor as TractTensor};
 use edges::Edges;
 pub(crate) use load::load;
 use plan::{Failure, Plan, Trace};
+use rewrite::Strings;
 use shapes::PlansByShape;
 
 use super::{Failed, Program, Ran};
@@ -225,7 +226,15 @@ fn explain_panic(plan: &Plan, trace: &Trace) -> InferenceError {
     })
 }
 
-/// A tensor of zeros, to try a plan with.
-fn zeros(slot: &audit::Slot, shape: &[usize]) -> Option<TractTensor> {
-    TractTensor::zero_dt(convert::datum_type(slot.datatype?)?, shape).ok()
+/// A tensor of zeros or usual strings, to try a plan with.
+fn zeros(strings: &Strings, slot: &audit::Slot, shape: &[usize]) -> Option<TractTensor> {
+    let mut tensor = TractTensor::zero_dt(convert::datum_type(slot.datatype?)?, shape).ok()?;
+    if slot.is_text {
+        let columns = shape.last().copied().unwrap_or(1).max(1);
+        let mut plain = tensor.try_as_plain_ram_mut().ok()?;
+        for (at, number) in plain.as_slice_mut::<i64>().ok()?.iter_mut().enumerate() {
+            *number = strings.usual(&slot.name, at % columns, 0);
+        }
+    }
+    Some(tensor)
 }

@@ -125,6 +125,42 @@ fn long_strings_are_refused_before_they_are_copied() {
     assert_eq!(output[0].tensor.data().len(), 1024 * 9);
 }
 
+/// Categories of one column are an error in another, so that made-up rows must know which goes where.
+#[test]
+fn a_strict_encoder_of_two_columns_is_tried_on_its_own_categories() {
+    let column = |place: &str, values: &[&str]| {
+        let cut = format!("cut_{place}");
+        let mut hot = ml(node("OneHotEncoder", &[&cut], &[&format!("hot_{place}")]));
+        hot.name = format!("hot_{place}");
+        let hot = with_int(with_strings(hot, "cats_strings", values), "zeros", 0);
+        let mut gather = with_int(node("Gather", &["x", place], &[&cut]), "axis", 1);
+        gather.name = cut;
+        [gather, hot]
+    };
+    let mut nodes: Vec<NodeProto> = [column("a", &["red", "blue"]), column("b", &["s", "m", "l"])]
+        .into_iter()
+        .flatten()
+        .collect();
+    nodes.push(with_int(node("Concat", &["hot_a", "hot_b"], &["y"]), "axis", 2));
+    let model = load(bytes(GraphProto {
+        node: nodes,
+        initializer: vec![integers("a", &[0]), integers("b", &[1])],
+        input: vec![value("x", Onnx::String, &[D::N("N"), D::F(2)])],
+        output: vec![unranked("y", Onnx::Float, None)],
+        ..Default::default()
+    }))
+    .unwrap();
+    let batching = &model.profile().batching;
+    assert!(!batching.curve.is_empty(), "{:?}", batching.reason);
+    let output = infer(&model, vec![strings("x", &[1, 2], &[b"blue", b"l"])]).unwrap().outputs;
+    assert_eq!(
+        output[0].tensor,
+        crate::testing::f32s("y", &[1, 1, 5], &[0., 1., 0., 0., 1.]).tensor
+    );
+    let strange = infer(&model, vec![strings("x", &[1, 2], &[b"l", b"blue"])]).unwrap_err();
+    assert!(matches!(strange, InferenceError::InvalidArgument(_)), "{strange:?}");
+}
+
 #[test]
 fn other_uses_of_strings_are_refused() {
     let x = || value("x", Onnx::String, &[D::N("N")]);

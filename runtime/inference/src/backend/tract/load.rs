@@ -170,8 +170,8 @@ pub(super) fn sample(
 /// Runs the plan once on small tensors of zeros.
 fn runs_on_sample(model: &InferenceModel, declared: &Declared, plan: &Plan, free: usize) -> bool {
     let Some(shapes) = sample(model, declared, free) else { return true };
-    let tensors: Option<TVec<_>> =
-        declared.inputs.iter().zip(&shapes).map(|(slot, shape)| zeros(slot, shape)).collect();
+    let zeros = |(slot, shape): (&Slot, &TVec<usize>)| zeros(&declared.strings, slot, shape);
+    let tensors: Option<TVec<_>> = declared.inputs.iter().zip(&shapes).map(zeros).collect();
     let Some(tensors) = tensors else { return true };
     let begun = Instant::now();
     let stop = || begun.elapsed() > TRIAL;

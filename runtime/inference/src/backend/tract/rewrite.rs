@@ -6,6 +6,7 @@
 //!    machines), [`outputs`] (labels and probabilities).
 //! 3. ONNX's own operators: [`recurrent`] and [`elementary`].
 
+mod columns;
 mod elementary;
 mod emit;
 mod features;

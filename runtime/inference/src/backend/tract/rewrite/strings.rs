@@ -20,6 +20,7 @@ use tract_onnx::pb::{
 
 use super::{
     ML, attribute,
+    columns::{Columns, Usual},
     emit::{integer, integers, with_int, with_ints},
 };
 use crate::LoadError;
@@ -58,6 +59,7 @@ pub(in super::super) struct Strings {
     /// The inputs and outputs of the graph that are strings for callers.
     pub(in super::super) inputs: HashSet<String>,
     pub(in super::super) outputs: HashSet<String>,
+    usual: Usual,
 }
 
 impl Strings {
@@ -70,6 +72,11 @@ impl Strings {
     /// The number of a string; all strings that the graph does not mention have the same.
     pub(in super::super) fn number(&self, text: &[u8]) -> i64 {
         self.numbers.get(text).copied().unwrap_or_else(|| self.count())
+    }
+
+    /// The number of a string that an input may well hold in this column, by chance.
+    pub(in super::super) fn usual(&self, input: &str, column: usize, chance: u64) -> i64 {
+        self.usual.any(input, column, chance).unwrap_or((chance & 1).cast_signed())
     }
 
     /// The bytes of the longest string.
@@ -104,6 +111,7 @@ pub(super) fn to_numbers(graph: &mut GraphProto) -> Result<Strings, LoadError> {
         if is_text(tensor) && pass.tensor(tensor)? {
             pass.texts.insert(tensor.name.clone(), Text::Known);
         }
+        pass.columns.weight(tensor);
         weights.insert(tensor.name.as_str());
     }
     for input in &mut graph.input {
@@ -112,10 +120,12 @@ pub(super) fn to_numbers(graph: &mut GraphProto) -> Result<Strings, LoadError> {
         {
             pass.texts.insert(input.name.clone(), Text::Any);
             pass.strings.inputs.insert(input.name.clone());
+            pass.columns.input(&input.name);
         }
     }
     for node in &mut graph.node {
         pass.used.extend(node.input.iter().cloned());
+        pass.columns.cut(node);
         pass.node(node)?;
     }
     for output in &mut graph.output {
@@ -127,6 +137,7 @@ pub(super) fn to_numbers(graph: &mut GraphProto) -> Result<Strings, LoadError> {
         retype(output, |_| true);
         pass.strings.outputs.insert(output.name.clone());
     }
+    pass.strings.usual = pass.columns.into_usual();
     Ok(pass.strings)
 }
 
@@ -153,6 +164,7 @@ struct Pass {
     texts: HashMap<String, Text>,
     /// The names that nodes have read so far.
     used: HashSet<String>,
+    columns: Columns,
 }
 
 impl Pass {
@@ -350,7 +362,11 @@ impl Pass {
             _ => return Err(malformed(node, "has categories of another type than its input")),
         }
         remove(node, "cats_int64s");
-        node.attribute.push(with_ints("cats_int64s", self.strings.learn_all(&texts)));
+        let categories = self.strings.learn_all(&texts);
+        if let (Some(input), Some(0)) = (node.input.first(), integer(node, "zeros")) {
+            self.columns.must_be_of(input, &categories);
+        }
+        node.attribute.push(with_ints("cats_int64s", categories));
         Ok(())
     }
 
