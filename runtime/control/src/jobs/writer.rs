@@ -8,6 +8,8 @@ use std::{
 use rusqlite::Connection;
 use sandpiper_domain::{JobError, StoreError};
 
+use super::steps;
+
 /// Commands that may wait for the disk.
 const WAITING_MAX: usize = 8192;
 /// Commands in one transaction.
@@ -19,9 +21,17 @@ const COMMANDS_MAX: usize = 20_000;
 const IDLE: Duration = Duration::from_millis(200);
 
 /// Tells the one who sent a command how it ended; told `Some` where the commit failed.
-type Reply = Box<dyn FnOnce(Option<&str>) + Send>;
+pub(super) type Reply = Box<dyn FnOnce(Option<&str>) + Send>;
 /// One change. What it answers is told after the commit.
-pub(super) type Command = Box<dyn FnOnce(&Connection) -> Reply + Send>;
+pub(super) type Command = Box<dyn FnOnce(&Connection) -> Ran + Send>;
+
+/// A change that was made, or not.
+pub(super) struct Ran {
+    pub(super) reply: Reply,
+    /// Why nothing of the whole transaction may stay: the change broke off in the middle.
+    pub(super) spoiled: Option<String>,
+}
+
 /// Hears of each commit: how many commands, how long.
 pub type CommitObserver = Box<dyn Fn(usize, Duration) + Send>;
 
@@ -74,8 +84,19 @@ impl Writer {
         };
         // Without a transaction the commands are dropped, and their senders hear that they are gone.
         let group = if begun.is_ok() { group } else { Vec::new() };
-        let replies: Vec<_> = group.into_iter().map(|command| command(&self.connection)).collect();
+        let mut spoiled = None;
+        let run = |command: Command| {
+            let ran = command(&self.connection);
+            spoiled = spoiled.take().or(ran.spoiled);
+            ran.reply
+        };
+        let replies: Vec<_> = group.into_iter().map(run).collect();
         let committed = begun.and_then(|()| {
+            if let Some(error) = spoiled {
+                tracing::error!(%error, "changes to the queue of jobs were taken back");
+                let _ = self.connection.execute_batch("ROLLBACK");
+                return Err(error);
+            }
             let committed = self.connection.execute_batch("COMMIT").map_err(|e| e.to_string());
             if let Err(error) = &committed {
                 tracing::error!(%error, "the queue of jobs could not be written");
@@ -107,13 +128,13 @@ pub(super) fn in_savepoint<T>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> Result<T, JobError>,
 ) -> Result<T, JobError> {
-    let run = |sql| connection.execute_batch(sql).map_err(super::failed);
+    let run = |sql| steps::run(connection, sql, []);
     run("SAVEPOINT command")?;
     let outcome = work(connection);
-    match &outcome {
-        Ok(_) => run("RELEASE command")?,
-        Err(_) => run("ROLLBACK TO command; RELEASE command")?,
+    if outcome.is_err() {
+        run("ROLLBACK TO command")?;
     }
+    run("RELEASE command")?;
     outcome
 }
 
