@@ -121,7 +121,6 @@ pub(super) fn insert(connection: &Connection, job: &NewJob, body: &Kept, now_ms:
         crashes: 0,
         lease: 0,
         lease_until_ms: 0,
-        result_ttl_ms: job.result_ttl_ms,
         webhook: job.webhook.is_some(),
     };
     run(
@@ -282,7 +281,7 @@ pub(super) fn again(
     add_waiting(connection, &place.tenant, 1)
 }
 
-/// The end of a job that is in no list any more.
+/// The end without a result of a job that is in no list any more.
 pub(super) fn finish(
     connection: &Connection,
     place: &Place,
@@ -290,32 +289,17 @@ pub(super) fn finish(
     error: Option<&str>,
     now_ms: u64,
 ) -> Done<()> {
-    finish_with(connection, place, state, error, None, now_ms)
-}
-
-/// As [`finish`]; `result` is the version that answered and the bytes that its answer takes.
-fn finish_with(
-    connection: &Connection,
-    place: &Place,
-    state: JobState,
-    error: Option<&str>,
-    result: Option<(u32, i64)>,
-    now_ms: u64,
-) -> Done<()> {
-    let version = result.map(|(version, _)| version);
-    let kept = if state == JobState::Done { place.result_ttl_ms } else { TOMBSTONE_MS };
-    let expires = now_ms.saturating_add(kept).cast_signed();
+    let expires = now_ms.saturating_add(TOMBSTONE_MS).cast_signed();
     let told = place.webhook && state != JobState::Cancelled;
     run(
         connection,
-        "UPDATE jobs SET state = ?2, crashes = ?3, error = ?4, version = ?5, finished_ms = ?6, expires_ms = ?7, \
-         webhook_state = ?8, lease = 0, lease_until_ms = 0 WHERE id = ?1",
+        "UPDATE jobs SET state = ?2, crashes = ?3, error = ?4, finished_ms = ?5, expires_ms = ?6, webhook_state = ?7, \
+         lease = 0, lease_until_ms = 0 WHERE id = ?1",
         params![
             key(place.id),
             state_number(state),
             place.crashes,
             error,
-            version,
             now_ms.cast_signed(),
             expires,
             if told { WEBHOOK_DUE } else { 0 },
@@ -333,11 +317,7 @@ fn finish_with(
     // A dead job may be sent on its way again, and needs its request for that.
     match state {
         JobState::Dead => batch::given_up(connection, place, now_ms),
-        _ => {
-            let added = result.map_or(0, |(_, bytes)| bytes);
-            let taken = take_bytes(connection, Carried::Payload, place.id)?;
-            add_held(connection, &place.tenant, 0, added - taken)
-        }
+        _ => drop_bytes(connection, Carried::Payload, &place.tenant, place.id),
     }
 }
 
@@ -357,27 +337,64 @@ pub(super) fn ack(
     result: Option<&Kept>,
     now_ms: u64,
 ) -> Done<()> {
-    let place = held(connection, id, token)?;
-    unlease(connection, &place)?;
     match (end, result) {
-        (End::Done(answer), Some(kept)) => {
-            let JobResult { status, headers, version, .. } = answer;
-            let (bytes, blob) = kept.columns();
-            let headers = row::headers_text(headers);
-            let size = headers.len() as i64 + kept.size().cast_signed();
-            run(
-                connection,
-                "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![key(id), status, headers, bytes, blob, size],
-            )?;
-            finish_with(connection, &place, JobState::Done, None, Some((*version, size)), now_ms)
+        (End::Done(answer), kept) => answered(connection, id, token, answer, kept, now_ms),
+        (End::Dead { error }, _) => {
+            let place = held(connection, id, token)?;
+            unlease(connection, &place)?;
+            finish(connection, &place, JobState::Dead, Some(error), now_ms)
         }
-        (End::Done(answer), None) => {
-            let result = Some((answer.version, 0));
-            finish_with(connection, &place, JobState::Done, None, result, now_ms)
-        }
-        (End::Dead { error }, _) => finish(connection, &place, JobState::Dead, Some(error), now_ms),
     }
+}
+
+/// What [`held`], [`unlease`] and [`finish`] do, in half as many statements: it is the end of most jobs.
+fn answered(
+    connection: &Connection,
+    id: JobId,
+    token: u64,
+    answer: &JobResult,
+    kept: Option<&Kept>,
+    now_ms: u64,
+) -> Done<()> {
+    let JobResult { status, headers, version, .. } = answer;
+    let ended = params![key(id), token.cast_signed(), version, now_ms.cast_signed(), WEBHOOK_DUE];
+    let ended: Option<(String, i64, i64, bool)> = connection
+        .prepare_cached(
+            "UPDATE jobs SET state = 2, error = NULL, version = ?3, finished_ms = ?4, expires_ms = ?4 + result_ttl_ms, \
+             webhook_state = CASE WHEN webhook IS NULL THEN 0 ELSE ?5 END, lease = 0 \
+             WHERE id = ?1 AND state = 1 AND lease = ?2 \
+             RETURNING tenant, lease_until_ms, expires_ms, webhook IS NOT NULL",
+        )
+        .and_then(|mut statement| {
+            let read = |row: &rusqlite::Row<'_>| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            };
+            statement.query_row(ended, read).optional()
+        })
+        .map_err(failed)?;
+    let (tenant, until, expires, is_told) = ended.ok_or(JobError::LeaseLost)?;
+    let tenant: TenantName = tenant.parse().map_err(|_| row::damaged("a name"))?;
+    let leased = "DELETE FROM leased WHERE lease_until_ms = ?1 AND id = ?2";
+    run(connection, leased, params![until, key(id)])?;
+    let mut added = 0;
+    if let Some(kept) = kept {
+        let (bytes, blob) = kept.columns();
+        let headers = row::headers_text(headers);
+        added = headers.len() as i64 + kept.size().cast_signed();
+        run(
+            connection,
+            "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![key(id), status, headers, bytes, blob, added],
+        )?;
+    }
+    let expiring = "INSERT OR REPLACE INTO expiring VALUES (?1, ?2)";
+    run(connection, expiring, params![expires, key(id)])?;
+    if is_told {
+        let due = params![now_ms.cast_signed(), key(id)];
+        run(connection, "INSERT OR REPLACE INTO webhooks VALUES (?1, ?2)", due)?;
+    }
+    let taken = take_bytes(connection, Carried::Payload, id)?;
+    add_held(connection, &tenant, 0, added - taken)
 }
 
 pub(super) fn nack(
