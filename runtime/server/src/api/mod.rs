@@ -124,7 +124,7 @@ pub(crate) async fn answer(
             }
             response
         }
-        None => response.map(EdgeBody::Api),
+        None => response.map(EdgeBody::api),
     };
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
