@@ -210,19 +210,21 @@ pub(super) async fn load(
     caller: &Caller,
     request: RepositoryModelLoadRequest,
 ) -> Result<RepositoryModelLoadResponse, OipError> {
-    let model_name = meant(request.model_name, request.repository_name);
-    let parameters = load_parameters(&request.parameters);
+    let RepositoryModelLoadRequest { model_name, repository_name, parameters } = request;
+    let model_name = meant(model_name, repository_name);
+    // They may be many times as long in memory, and the load takes its time.
+    let parameters = load_parameters(parameters);
     repository::load(app, caller, &model_name, &parameters).await?;
     Ok(RepositoryModelLoadResponse { model_name, is_loaded: true })
 }
 
-fn load_parameters(given: &HashMap<String, ModelRepositoryParameter>) -> LoadParameters {
+fn load_parameters(given: HashMap<String, ModelRepositoryParameter>) -> LoadParameters {
     let mut read = LoadParameters::default();
-    for key in given.keys() {
+    for key in given.into_keys() {
         match key.as_str() {
             "config" => read.has_config = true,
             key if key.starts_with("file:") => read.has_files = true,
-            _ => read.unknown = Some(key.clone()),
+            _ => read.unknown = Some(key),
         }
     }
     read
