@@ -18,6 +18,7 @@ mod auth;
 mod batches;
 mod blobs;
 mod deployments;
+mod disk;
 mod functions;
 mod instances;
 mod jobs;
