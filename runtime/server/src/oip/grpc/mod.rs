@@ -2,7 +2,7 @@
 //!
 //! 1. The edge brings what is gRPC here, whatever its path: an unknown method must be told in gRPC's way.
 //! 2. For an inference the key is checked and the tenant's gate passed before a byte of the message is read, in a
-//!    stream for each of its messages anew. Other calls have short messages, and those that need no key very short ones.
+//!    stream for each of its messages anew. Other calls have short messages, and those without a key very short ones.
 //! 3. [`frames`] reads the message with the tenant's limit of size, and charges its bytes; [`codec`] counts what an
 //!    inference becomes, which is charged too, before it is decoded; and a long one is compared with its model by its
 //!    [`outline`] first.
