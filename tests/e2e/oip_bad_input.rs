@@ -209,6 +209,24 @@ fn a_malformed_body_is_refused_in_chunks_of_one_byte_too() {
 }
 
 #[test]
+fn an_id_that_is_too_long_is_refused_and_not_told_again() {
+    let server = Server::start();
+    let tenant = iris(&server);
+    let ask = |id: &str| {
+        let mut question = input(json!({}));
+        question["id"] = id.into();
+        tenant.client.post_json(IRIS, &question)
+    };
+    // Every character becomes six.
+    let longest = "\u{1}".repeat(4096);
+    assert_eq!(ask(&longest).expect(200).json()["id"], longest);
+    for length in [4097, 1 << 20] {
+        let text = refused(ask(&"x".repeat(length)), 400);
+        assert_eq!(text, "the id is too long: it may have 4096 bytes");
+    }
+}
+
+#[test]
 fn a_body_that_comes_too_slowly_is_408_wherever_it_goes() {
     let server = Server::start();
     let tenant = iris(&server);

@@ -172,7 +172,7 @@ fn every_datatype_answers_as_onnxruntime_does_raw_and_typed() {
 }
 
 #[test]
-fn live_ready_and_health_need_no_key() {
+fn what_is_said_of_the_server_needs_no_key() {
     let server = Server::start();
     let client = server.grpc();
     let live: ServerLiveResponse =
@@ -180,6 +180,9 @@ fn live_ready_and_health_need_no_key() {
     let ready: ServerReadyResponse =
         client.unary(&inference("ServerReady"), &ServerReadyRequest {}).unwrap();
     assert!(live.live && ready.ready);
+    let metadata: ServerMetadataResponse =
+        client.unary(&inference("ServerMetadata"), &ServerMetadataRequest {}).unwrap();
+    assert_eq!(metadata.name, "sandpiper");
     let check = |service: &str| {
         let question = HealthCheckRequest { service: service.to_owned() };
         client.unary::<HealthCheckResponse>("/grpc.health.v1.Health/Check", &question)
@@ -215,9 +218,6 @@ fn a_model_tells_of_itself() {
     let server = Server::start();
     let tenant = tenant(&server, "acme");
     let client = client(&server, &tenant);
-    let server_metadata: ServerMetadataResponse =
-        client.unary(&inference("ServerMetadata"), &ServerMetadataRequest {}).unwrap();
-    assert_eq!(server_metadata.name, "sandpiper");
     let name = "mul-add".to_owned();
     let question = ModelMetadataRequest { name: name.clone(), ..Default::default() };
     let metadata: ModelMetadataResponse =

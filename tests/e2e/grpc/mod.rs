@@ -11,6 +11,7 @@ mod budget;
 mod calls;
 mod loads;
 mod reading;
+mod slow;
 mod streams;
 
 use message::model_infer_request::InferInputTensor;
@@ -60,6 +61,12 @@ fn row(values: [f32; 3]) -> ModelInferRequest {
         raw_input_contents: vec![raw.into()],
         ..Default::default()
     }
+}
+
+/// The same with so many bytes that say nothing.
+fn with_ballast(request: ModelInferRequest, bytes: usize) -> ModelInferRequest {
+    let ballast = parameter(ParameterChoice::StringParam("x".repeat(bytes)));
+    ModelInferRequest { parameters: [("ballast".to_owned(), ballast)].into(), ..request }
 }
 
 fn parameter(choice: ParameterChoice) -> InferParameter {

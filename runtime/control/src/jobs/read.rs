@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, Row, params};
-use sandpiper_domain::{FunctionName, JobError, JobId, JobState, Lane, TenantName};
+use sandpiper_domain::{Digest, FunctionName, JobError, JobId, JobState, Lane, TenantName};
 
 use super::{
     SqliteJobs, failed,
@@ -62,8 +62,10 @@ pub struct ResultView {
     pub status: u16,
     /// The headers.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body.
+    /// The body, where it is short.
     pub body: Bytes,
+    /// Where a long one is.
+    pub blob: Option<Digest>,
 }
 
 const COLUMNS: &str = "id, function, state, attempts, attempts_max, version, error, created_ms, ready_ms, finished_ms, \
@@ -142,11 +144,9 @@ impl SqliteJobs {
             Ok(found.map_err(failed)?)
         })?;
         let Some((status, headers, body, blob)) = found else { return Ok(None) };
-        let body = match blob {
-            Some(digest) => self.inner.work.get(&digest_of(&digest)?)?,
-            None => body.unwrap_or_default().into(),
-        };
-        Ok(Some(ResultView { status, headers: headers_of(&headers), body }))
+        let blob = blob.map(|digest| digest_of(&digest)).transpose()?;
+        let (headers, body) = (headers_of(&headers), body.unwrap_or_default().into());
+        Ok(Some(ResultView { status, headers, body, blob }))
     }
 
     /// Jobs that wait, of all tenants: those ready and those delayed. Blocks.

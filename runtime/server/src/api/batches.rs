@@ -1,10 +1,9 @@
 //! `/api/v1/functions/{name}/batches` and `/api/v1/batches`: many lines for one function, and what came of them.
 
-use std::{convert::Infallible, io::Read, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::{Path, Query, Request, State},
     response::{
         IntoResponse, Response,
@@ -12,12 +11,11 @@ use axum::{
     },
     routing::{get, post},
 };
-use bytes::Bytes;
 use futures::Stream;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
-use sandpiper_control::{BatchView, NewBatch, NewShard, PinnedWork, ShardView, Tenant};
-use sandpiper_domain::{FunctionName, JobError, JobId, JobState, Scope, Selector};
+use sandpiper_control::{BatchView, NewBatch, NewShard, PinnedWork, Tenant};
+use sandpiper_domain::{FunctionName, JobId, JobState, Scope, Selector};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -27,6 +25,7 @@ use super::{
     Reply,
     auth::Caller,
     blobs::one_upload,
+    disk,
     jobs::{id_of, is_of, time_text},
     upload,
 };
@@ -328,59 +327,9 @@ async fn output(
         return Err(Problem::new(StatusCode::CONFLICT, "batch_running", message)
             .hint("follow its events, or ask for ?partial=true"));
     }
-    let (pieces, receiver) = mpsc::channel(2);
-    let id = batch.id;
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = send_output(&app, id, &pieces) {
-            tracing::error!(batch = %id, %error, "a batch's output cannot be read");
-            let _ = pieces.blocking_send(Err(std::io::Error::other("the output cannot be read")));
-        }
-    });
-    let mut response = Response::new(Body::from_stream(ReceiverStream::new(receiver)));
+    let follower = app.admission(&tenant).follower("batches")?;
+    let mut response = Response::new(disk::output(app, batch.id, follower));
     let kind = HeaderValue::from_static("application/x-ndjson");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
-}
-
-type Pieces = mpsc::Sender<std::io::Result<Bytes>>;
-
-/// The output of every shard that has ended, in the order of the input. Blocks.
-fn send_output(app: &App, batch: JobId, pieces: &Pieces) -> Result<(), JobError> {
-    let mut next = 1;
-    while let Some(shard) = app.jobs.queue.shard_from(batch, next)? {
-        next = shard.first_line + shard.lines;
-        let Some(output) = shard.output.filter(|_| shard.done) else {
-            if shard.done && pieces.blocking_send(Ok(given_up(&shard))).is_err() {
-                return Ok(());
-            }
-            continue;
-        };
-        let mut file = app.jobs.queue.work_file(&output)?;
-        loop {
-            let mut piece = vec![0; 64 * 1024];
-            let read = file.read(&mut piece).map_err(|error| {
-                sandpiper_domain::StoreError::Failed(format!("cannot read an output: {error}"))
-            })?;
-            if read == 0 {
-                break;
-            }
-            piece.truncate(read);
-            if pieces.blocking_send(Ok(piece.into())).is_err() {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What stands for the lines of a shard that was given up.
-fn given_up(shard: &ShardView) -> Bytes {
-    let why = shard.error.as_deref().unwrap_or("its shard was given up");
-    let lines = (shard.first_line..).take(shard.lines as usize);
-    let lines = lines.map(|line| {
-        let message = format!("line {line}: {why}");
-        json!({ "line": line, "error": { "code": "failed", "message": message } }).to_string()
-            + "\n"
-    });
-    lines.collect::<String>().into()
 }

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::{Path, Request, State},
-    response::{IntoResponse, Response},
+    response::IntoResponse,
     routing::{get, put},
 };
 use http::{HeaderValue, StatusCode, header};
@@ -14,7 +13,7 @@ use sandpiper_control::Tenant;
 use sandpiper_domain::{Digest, Scope};
 use serde_json::json;
 
-use super::{Reply, auth::Caller, jobs::time_text, upload};
+use super::{Reply, auth::Caller, disk, jobs::time_text, upload};
 use crate::{app::App, batches::blocking, jobs::now_ms, respond::Problem};
 
 const KEPT_MS: u64 = 24 * 3_600_000;
@@ -66,11 +65,10 @@ fn digest_of(text: &str) -> Result<Digest, Problem> {
 async fn show(State(app): State<Arc<App>>, caller: Caller, Path(digest): Path<String>) -> Reply {
     let tenant = caller.tenant(&app, Scope::Invoke)?;
     let digest = digest_of(&digest)?;
-    let bytes = blocking(&app, move |app| {
-        let size = app.jobs.queue.blob_size(&tenant.name, &digest, now_ms())?;
-        size.map(|_| app.jobs.queue.work(&digest)).transpose()
-    });
-    let mut response = Response::new(Body::from(bytes.await?.ok_or_else(Problem::not_found)?));
+    let owner = tenant.clone();
+    let size = blocking(&app, move |app| app.jobs.queue.blob_size(&owner.name, &digest, now_ms()));
+    size.await?.ok_or_else(Problem::not_found)?;
+    let mut response = disk::blob(&app, &tenant, digest).await?;
     let kind = HeaderValue::from_static("application/octet-stream");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use sandpiper_control::{Counted, FunctionVersion};
-use sandpiper_domain::{Band, Fault, Grant, Lane, Mode, Share, TenantName, Usage};
+use sandpiper_domain::{Activity, Band, Fault, Grant, Lane, Mode, Share, TenantName, Usage};
 use sandpiper_sandbox::{FunctionCode, Invocation, Keeper, Observer, Outcome, Source};
 
 use crate::{
@@ -77,7 +77,7 @@ where
         began,
         trial: trial.clone(),
         access,
-        _entry: entry.clone(),
+        entry: entry.clone(),
     });
     let invocation = Invocation {
         grant,
@@ -98,9 +98,9 @@ where
     }
     // This header is ours to set.
     response.headers_mut().remove(ERROR_HEADER);
-    // The places are kept until the client has the whole response, which is in memory until then.
+    // The place among those alive is kept until the client has the whole response, which is in memory until then.
     let sent = Transferred::new(runtime.meter.clone(), Counted::BytesOut);
-    Ok(response.map(|body| EdgeBody::Guest { body, sent, _places: entry }))
+    Ok(response.map(|body| EdgeBody::guest(body, sent, entry)))
 }
 
 /// Turns away what would only wait in a sandbox for a model, and in vain.
@@ -146,7 +146,7 @@ struct End {
     /// With the moment it was let in: what it waited for before that was others.
     trial: Option<(Arc<Trial>, Instant)>,
     access: Option<Access>,
-    _entry: Arc<Entry>,
+    entry: Arc<Entry>,
 }
 
 /// What an access line tells besides the outcome.
@@ -168,6 +168,8 @@ impl Access {
 
 impl Observer for End {
     fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
+        // It runs no longer, however long its client takes to read what it has said.
+        self.entry.suspend();
         let took = self.began.elapsed();
         let runtime = self.running.runtime();
         runtime.metrics.record(outcome, &usage, took);

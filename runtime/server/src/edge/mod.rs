@@ -25,8 +25,8 @@ use tokio::{
 };
 
 mod body;
+mod flow;
 mod guard;
-mod held;
 mod lifetime;
 mod pace;
 mod successor;

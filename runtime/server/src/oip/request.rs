@@ -10,7 +10,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{OipError, json, tensor::InputSpec};
+use super::{OipError, json, service::check_id, tensor::InputSpec};
 
 /// Bytes of tensors that a byte of JSON can become: a digit and a comma are eight bytes of FP64.
 pub(super) const GROWTH_MAX: u64 = 4;
@@ -231,6 +231,7 @@ pub(super) fn read(
             "sequences are not supported: every request stands alone",
         ));
     }
+    head.id.as_deref().map_or(Ok(()), check_id)?;
     let mut binary = BinaryPart { body, at: length };
     let mut inputs = Vec::with_capacity(head.inputs.0.len());
     for input in &head.inputs.0 {

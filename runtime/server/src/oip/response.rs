@@ -72,7 +72,9 @@ pub(super) fn length_max(answer: &InferAnswer, format: &Format) -> u64 {
         };
         100 + output.name.len() as u64 + data * growth
     });
-    200 + outputs.sum::<u64>()
+    // A character becomes six at most.
+    let id = 6 * format.id.as_ref().map_or(0, String::len) as u64;
+    200 + id + outputs.sum::<u64>()
 }
 
 /// Room for the whole body at once: a number of four bytes takes a dozen characters at most, as a rule.

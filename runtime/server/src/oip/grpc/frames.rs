@@ -91,7 +91,13 @@ impl Frames {
         Ok(Some(Head { is_packed, length }))
     }
 
-    /// Reads the message, which is charged as it comes where there is a charge.
+    /// The head of the one message of a call. Whoever waits for it holds a place, and does not wait for long.
+    pub(super) async fn first(&mut self) -> Result<Head, OipError> {
+        let head = tokio::time::timeout(TIME_FREE, self.head()).await.map_err(|_| too_slow())??;
+        head.ok_or_else(|| OipError::invalid("there is no message in the request"))
+    }
+
+    /// Reads the message, which is charged as it comes.
     pub(super) async fn message(
         &mut self,
         head: Head,
@@ -111,10 +117,7 @@ impl Frames {
                 }
                 Ok(())
             });
-            whole.await.map_err(|_| {
-                let text = "the message came too slowly; send it again over a faster connection";
-                OipError::DeadlineExceeded(text.to_owned())
-            })??;
+            whole.await.map_err(|_| too_slow())??;
         }
         self.unread = 0;
         let bytes = self.buffer.split_to(head.length).freeze();
@@ -144,6 +147,11 @@ fn too_long(bytes_max: usize) -> OipError {
     OipError::TooLarge(format!("the message is longer than the limit of {bytes_max} bytes"))
 }
 
+fn too_slow() -> OipError {
+    let text = "the message came too slowly; send it again over a faster connection";
+    OipError::DeadlineExceeded(text.to_owned())
+}
+
 fn broke_off() -> OipError {
     OipError::invalid("the request broke off before its message was whole")
 }
@@ -156,9 +164,9 @@ impl Head {
 }
 
 impl Frame {
-    /// The bytes that it takes as it is.
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+    /// Its bytes as they are.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     pub(super) fn is_packed(&self) -> bool {
@@ -167,14 +175,13 @@ impl Frame {
 
     /// The message's bytes. Takes long where they are packed.
     pub(super) fn unpack(self, charge: Option<&mut Charge>) -> Result<Bytes, OipError> {
-        if !self.is_packed {
-            return Ok(self.bytes);
-        }
+        let (packed, bytes_max) = (self.bytes, self.bytes_max);
         let unpacked = match charge {
-            Some(charge) => Encoding::Gzip.unpack_charged(&self.bytes, self.bytes_max, charge)?,
-            None => Encoding::Gzip.unpack(&self.bytes, self.bytes_max)?,
+            _ if !self.is_packed => return Ok(packed),
+            Some(charge) => Encoding::Gzip.unpack_charged(&packed, bytes_max, charge)?,
+            None => Encoding::Gzip.unpack(&packed, bytes_max)?,
         };
-        unpacked.ok_or_else(|| too_long(self.bytes_max))
+        unpacked.ok_or_else(|| too_long(bytes_max))
     }
 }
 

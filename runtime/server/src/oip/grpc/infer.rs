@@ -90,7 +90,10 @@ impl Unary<'_> {
         frame: Frame,
         place: Place,
     ) -> Result<(Result<Asked, OipError>, Place), OipError> {
-        let is_long = frame.is_packed() || frame.len() > INLINE_BYTES_MAX;
+        // A short message is looked through in no time, and may become a long one.
+        let is_long = frame.is_packed()
+            || frame.bytes().len() > INLINE_BYTES_MAX
+            || codec::growth(frame.bytes()).is_ok_and(|growth| growth.is_long());
         let reading = Reading {
             app: self.app.clone(),
             caller: self.caller.clone(),
@@ -201,7 +204,10 @@ impl Reading {
 
 fn asked(request: ModelInferRequest, call: Result<(NamedModel, InferCall), OipError>) -> Asked {
     let marks_final = request.parameters.get(EMPTY_FINAL_RESPONSE).is_some_and(is_set);
-    Asked { id: request.id, marks_final, call }
+    match service::check_id(&request.id) {
+        Ok(()) => Asked { id: request.id, marks_final, call },
+        Err(error) => Asked { id: String::new(), marks_final, call: Err(error) },
+    }
 }
 
 /// Extensions of Triton's for single outputs.
