@@ -293,7 +293,7 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
             // This runs on the guest's fiber, whose stack is small.
             brief: BriefRuns::Later(self.brief.clone()),
         };
-        match wait_for(&**self.activity, model.infer(request)).await {
+        match wait_for(&**self.activity, self.brief, model.infer(request)).await {
             Ok(output) => {
                 self.usage.inferences = self.usage.inferences.saturating_add(1);
                 self.usage.inference_queued += output.queued;
@@ -310,12 +310,17 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
     }
 }
 
-/// Waits for a model. The guest gives up its place among those that run meanwhile, unless the answer is there at once.
-async fn wait_for<T>(activity: &dyn Activity, mut call: BoxFuture<'static, T>) -> T {
+/// Waits for a model. The guest gives up its place among those that run meanwhile, unless the answer is there at once
+/// or is computed next on this very thread: the processor is as busy with a brief call as with the guest.
+async fn wait_for<T>(
+    activity: &dyn Activity,
+    brief: &Deferred,
+    mut call: BoxFuture<'static, T>,
+) -> T {
     let mut is_suspended = false;
     let answer = poll_fn(|context| {
         let answer = call.as_mut().poll(context);
-        if answer.is_pending() && !is_suspended {
+        if answer.is_pending() && !is_suspended && brief.is_vacant() {
             is_suspended = true;
             activity.suspend();
         }
