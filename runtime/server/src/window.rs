@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -18,7 +18,11 @@ const BUCKETS: usize = 128;
 
 /// The counts of a version that is watched.
 #[derive(Default)]
-pub(crate) struct VersionWindow(ArcSwapOption<Counts>);
+pub(crate) struct VersionWindow {
+    /// Asked first, since most versions are not watched and this is cheaper.
+    is_watched: AtomicBool,
+    counts: ArcSwapOption<Counts>,
+}
 
 struct Counts {
     requests: AtomicU64,
@@ -34,17 +38,22 @@ impl VersionWindow {
             errors: AtomicU64::new(0),
             took: std::array::from_fn(|_| AtomicU64::new(0)),
         };
-        self.0.store(Some(Arc::new(counts)));
+        self.counts.store(Some(Arc::new(counts)));
+        self.is_watched.store(true, Relaxed);
     }
 
     /// Counts no longer.
     pub(crate) fn end(&self) {
-        self.0.store(None);
+        self.is_watched.store(false, Relaxed);
+        self.counts.store(None);
     }
 
     /// A request came to its end.
     pub(crate) fn record(&self, outcome: Outcome, took: Duration) {
-        let counts = self.0.load();
+        if !self.is_watched.load(Relaxed) {
+            return;
+        }
+        let counts = self.counts.load();
         let Some(counts) = &*counts else { return };
         match outcome {
             // The node had no room for it, which is no fault of the version.
@@ -59,14 +68,14 @@ impl VersionWindow {
 
     /// The function itself answered that it has failed.
     pub(crate) fn failed(&self) {
-        if let Some(counts) = &*self.0.load() {
+        if let Some(counts) = &*self.counts.load() {
             counts.errors.fetch_add(1, Relaxed);
         }
     }
 
     /// What it has counted.
     pub(crate) fn observed(&self) -> Observed {
-        let counts = self.0.load();
+        let counts = self.counts.load();
         let Some(counts) = &*counts else { return Observed::default() };
         let requests = counts.requests.load(Relaxed);
         // An answer counts as failed when its head is there, and as a request when its end is.
