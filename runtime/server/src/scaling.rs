@@ -196,7 +196,13 @@ impl Scaling {
             }
         }
         self.drop_idle(idle);
-        self.watched().retain(|runtime| !runtime.fleet.unwatch(|| runtime.has_code()));
+        self.watched().retain(|runtime| {
+            // Nobody tells when there is a new budget.
+            let is_owed = runtime.fleet.scale.min > 0
+                && !runtime.tenant.has_budget()
+                && runtime.is_live(snapshot);
+            is_owed || !runtime.fleet.unwatch(|| runtime.has_code())
+        });
         has_moved
     }
 

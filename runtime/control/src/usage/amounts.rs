@@ -16,7 +16,7 @@ pub enum Counted {
     GuestCpuUs,
     /// CPU time of guests while they were made ready.
     StartCpuUs,
-    /// The most memory of each sandbox, times how long it lived.
+    /// The most memory of each start and each invocation, and what is kept ready, times how long it was held.
     MemoryMibMs,
     /// Time of inference.
     InferenceUs,
