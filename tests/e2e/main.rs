@@ -26,6 +26,7 @@ mod models;
 mod names;
 mod oip;
 mod oip_bad_input;
+mod oip_load;
 mod oip_reading;
 mod oip_repository;
 mod persistence;

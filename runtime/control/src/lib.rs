@@ -20,8 +20,8 @@ pub use catalog::{
 };
 pub use error::{CatalogError, KeyError, OpenError};
 pub use jobs::{
-    BatchView, BlobWriter, CommitObserver, DueWebhook, JobFilter, JobView, NewBatch, NewShard,
-    PinnedWork, ReadyWork, ResultView, Shard, ShardView, SqliteJobs,
+    BatchView, BlobWriter, CommitObserver, DueWebhook, JobFilter, JobView, Leased, NewBatch,
+    NewShard, PinnedWork, ResultView, Shard, ShardView, SqliteJobs, Turn,
 };
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};

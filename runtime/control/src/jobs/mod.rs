@@ -17,6 +17,7 @@ use sandpiper_domain::{
 
 mod batch;
 mod blobs;
+mod leasing;
 mod owner;
 mod read;
 mod row;
@@ -30,11 +31,13 @@ mod writer;
 pub use batch::{BatchView, NewBatch, NewShard, Shard, ShardView};
 use blobs::Work;
 pub use blobs::{BlobWriter, PinnedWork};
+pub use leasing::{Leased, Turn};
 pub use read::{JobFilter, JobView, ResultView};
+use row::Loaded;
 use steps::Kept;
 pub use webhook::DueWebhook;
 pub use writer::CommitObserver;
-use writer::{Command, in_savepoint, stopped};
+use writer::{Command, Ran, in_savepoint, stopped};
 
 use crate::{DataFolder, OpenError};
 
@@ -61,17 +64,6 @@ struct Inner {
     entering: AtomicUsize,
 }
 
-/// What could be leased now.
-#[derive(Debug, Clone, Default)]
-pub struct ReadyWork {
-    /// Tenants with ready jobs or shards.
-    pub lanes: Vec<(TenantName, Lane)>,
-    /// Tenants with jobs that must run with no other beside them.
-    pub apart: Vec<TenantName>,
-    /// When the next delayed job is due.
-    pub next_ms: Option<u64>,
-}
-
 impl SqliteJobs {
     /// Opens the queue of a data folder. `observer` hears of each commit.
     pub fn open(folder: &DataFolder, observer: CommitObserver) -> Result<Self, OpenError> {
@@ -86,19 +78,22 @@ impl SqliteJobs {
         Ok(SqliteJobs { inner: Arc::new(Inner { commands, errands, reader, work, entering }) })
     }
 
-    /// Moves what is due, and says what could be leased.
-    pub fn ready(&self, now_ms: u64) -> Answer<ReadyWork> {
-        self.inner.submit(move |connection| {
-            steps::promote(connection, now_ms)?;
-            let (lists, next_ms) = read::ready(connection)?;
-            let mut ready = ReadyWork { next_ms, ..ReadyWork::default() };
-            for (tenant, list) in lists {
-                match list {
-                    row::APART => ready.apart.push(tenant),
-                    lane => ready.lanes.push((tenant, row::lane_of(lane))),
-                }
-            }
-            Ok(ready)
+    /// Moves what is due, looks whose turn it is behind `after`, and leases of each list as many as `plan` says.
+    pub fn lease_next(
+        &self,
+        after: Option<Turn>,
+        plan: impl FnOnce(&[(TenantName, Lane)]) -> Vec<usize> + Send + 'static,
+        now_ms: u64,
+        until_ms: u64,
+    ) -> Answer<Leased> {
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            let found = inner.submit(move |connection| {
+                leasing::next(connection, after.as_ref(), Box::new(plan), now_ms, until_ms)
+            });
+            let leasing::Found { mut leased, jobs } = found.await?;
+            leased.leases = inner.with_bodies(jobs, until_ms).await;
+            Ok(leased)
         })
     }
 
@@ -135,18 +130,42 @@ impl SqliteJobs {
 }
 
 impl Inner {
-    /// Has the writer do `work`; resolves when it is on the disk.
+    /// Has the writer do `work`, whole or not at all; resolves when it is on the disk.
     fn submit<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, JobError> + Send + 'static,
     ) -> Answer<T> {
+        self.send(move |connection| (in_savepoint(connection, work), None))
+    }
+
+    /// As [`Inner::submit`], for `work` that finds out whether it may be done before it changes anything. It needs no
+    /// savepoint, which costs a copy of each page, and where SQLite fails, the others of its transaction fail too.
+    fn submit_checked<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Answer<T> {
+        self.send(move |connection| {
+            let outcome = work(connection);
+            let spoiled = match &outcome {
+                Err(JobError::Store(error)) => Some(error.to_string()),
+                _ => None,
+            };
+            (outcome, spoiled)
+        })
+    }
+
+    fn send<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> (Result<T, JobError>, Option<String>) + Send + 'static,
+    ) -> Answer<T> {
         let (sender, receiver) = oneshot::channel();
         let command: Command = Box::new(move |connection| {
-            let outcome = in_savepoint(connection, work);
-            Box::new(move |failure: Option<&str>| {
+            let (outcome, spoiled) = work(connection);
+            let reply = Box::new(move |failure: Option<&str>| {
                 let failure = failure.map(|text| StoreError::Failed(text.to_owned()).into());
                 let _ = sender.send(failure.map_or(outcome, Err));
-            })
+            });
+            Ran { reply, spoiled }
         });
         match self.commands.try_send(command) {
             Ok(()) => Box::pin(async { receiver.await.unwrap_or_else(|_| Err(stopped())) }),
@@ -189,27 +208,32 @@ impl Inner {
     ) -> Answer<Vec<Lease>> {
         Box::pin(async move {
             let leased = self.submit(move |connection| {
-                steps::lease(connection, &tenant, list, count, now_ms, until_ms)
+                leasing::lease(connection, &tenant, list, count, now_ms, until_ms)
             });
-            let mut leases = Vec::new();
-            for (loaded, token) in leased.await? {
-                let mut job = loaded.job;
-                if let Some(digest) = loaded.blob {
-                    let work = self.work.clone();
-                    // A body that cannot be read now is no reason to lose the others: this lease runs out.
-                    match self.send_off(move || work.get(&digest)).await {
-                        Ok(body) => job.body = body,
-                        Err(error) => {
-                            tracing::error!(job = %job.id, %error, "a job's body cannot be read");
-                            continue;
-                        }
+            let leased = leased.await?;
+            Ok(self.with_bodies(leased, until_ms).await)
+        })
+    }
+
+    async fn with_bodies(&self, jobs: Vec<(Loaded, u64)>, until_ms: u64) -> Vec<Lease> {
+        let mut leases = Vec::with_capacity(jobs.len());
+        for (loaded, token) in jobs {
+            let mut job = loaded.job;
+            if let Some(digest) = loaded.blob {
+                let work = self.work.clone();
+                // A body that cannot be read now is no reason to lose the others: this lease runs out.
+                match self.send_off(move || work.get(&digest)).await {
+                    Ok(body) => job.body = body,
+                    Err(error) => {
+                        tracing::error!(job = %job.id, %error, "a job's body cannot be read");
+                        continue;
                     }
                 }
-                let (attempt, crashes) = (loaded.attempts, loaded.crashes);
-                leases.push(Lease { job, attempt, crashes, token, until_ms });
             }
-            Ok(leases)
-        })
+            let (attempt, crashes) = (loaded.attempts, loaded.crashes);
+            leases.push(Lease { job, attempt, crashes, token, until_ms });
+        }
+        leases
     }
 }
 
@@ -223,7 +247,7 @@ impl JobQueue for SqliteJobs {
                 let _pinned = pinned;
                 steps::enqueue(connection, &job, &body, job.created_ms)
             };
-            inner.submit(work).await
+            inner.submit_checked(work).await
         })
     }
 
@@ -248,11 +272,16 @@ impl JobQueue for SqliteJobs {
                 }
                 End::Dead { .. } => (None, None),
             };
+            let is_done = kept.is_some();
             let work = move |connection: &Connection| {
                 let _pinned = pinned;
                 steps::ack(connection, job, token, &end, kept.as_ref(), now_ms)
             };
-            inner.submit(work).await
+            match is_done {
+                true => inner.submit_checked(work).await,
+                // The end of a shard goes further, and may find rows that it cannot read.
+                false => inner.submit(work).await,
+            }
         })
     }
 

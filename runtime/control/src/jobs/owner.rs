@@ -6,7 +6,8 @@ use sandpiper_domain::{FunctionName, JobError, JobId, JobState, Lane, TenantName
 use super::{
     row::{Place, key},
     steps::{
-        Done, MOVED_MAX, add_waiting, again, drop_bytes, finish, ids, out_of_list, run, unlease,
+        Carried, Done, MOVED_MAX, add_waiting, again, drop_bytes, finish, ids, out_of_list, run,
+        unlease,
     },
 };
 
@@ -26,7 +27,7 @@ pub(super) fn cancel(
         JobState::Running => unlease(connection, &place)?,
         // Its result goes; that it was done remains to be seen.
         JobState::Done => {
-            drop_bytes(connection, "results", tenant, id)?;
+            drop_bytes(connection, Carried::Result, tenant, id)?;
             let at = now_ms.cast_signed();
             run(connection, "UPDATE jobs SET expires_ms = ?2 WHERE id = ?1", params![key(id), at])?;
             return Ok(JobState::Done);
@@ -34,7 +35,7 @@ pub(super) fn cancel(
         JobState::Cancelled => return Ok(JobState::Cancelled),
         JobState::Dead => {}
     }
-    finish(connection, &place, JobState::Cancelled, None, None, now_ms)?;
+    finish(connection, &place, JobState::Cancelled, None, now_ms)?;
     Ok(JobState::Cancelled)
 }
 

@@ -1,7 +1,7 @@
 //! What can be seen of jobs.
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 use sandpiper_domain::{FunctionName, JobError, JobId, JobState, Lane, TenantName};
 
 use super::{
@@ -90,32 +90,6 @@ fn view(row: &Row<'_>) -> Result<JobView, JobError> {
         webhook: row.get(11).map_err(failed)?,
         webhook_state: row.get(12).map_err(failed)?,
     })
-}
-
-/// Tenants, each with a list of theirs that is not empty.
-type Lists = Vec<(TenantName, i64)>;
-
-/// The tenants with ready work and in which list, and when the next delayed job is due.
-pub(super) fn ready(connection: &Connection) -> Result<(Lists, Option<u64>), JobError> {
-    let mut found = Vec::new();
-    let mut last = (String::new(), 0);
-    let mut next = connection
-        .prepare_cached(
-            "SELECT tenant, lane FROM ready WHERE (tenant, lane) > (?1, ?2) ORDER BY tenant, lane LIMIT 1",
-        )
-        .map_err(failed)?;
-    while let Some((tenant, lane)) = next
-        .query_row(params![last.0, last.1], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
-        .optional()
-        .map_err(failed)?
-    {
-        found.push((tenant.parse().map_err(|_| damaged("a name"))?, lane));
-        last = (tenant, lane);
-    }
-    let due: Option<i64> = connection
-        .query_row("SELECT min(ready_ms) FROM delayed", [], |row| row.get(0))
-        .map_err(failed)?;
-    Ok((found, due.map(i64::cast_unsigned)))
 }
 
 impl SqliteJobs {

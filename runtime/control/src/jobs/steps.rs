@@ -8,7 +8,7 @@ use sandpiper_domain::{
 
 use super::{
     batch, failed,
-    row::{self, Loaded, Place, digest_of, id_of, key, lane_number, state_number},
+    row::{self, Place, digest_of, id_of, key, lane_number, state_number},
 };
 
 /// What remains of a job after its result is kept so long.
@@ -121,7 +121,6 @@ pub(super) fn insert(connection: &Connection, job: &NewJob, body: &Kept, now_ms:
         crashes: 0,
         lease: 0,
         lease_until_ms: 0,
-        result_ttl_ms: job.result_ttl_ms,
         webhook: job.webhook.is_some(),
     };
     run(
@@ -183,22 +182,37 @@ fn add_held(connection: &Connection, tenant: &TenantName, jobs: i64, bytes: i64)
     .map(drop)
 }
 
-/// Drops what a job was asked or answered, and with it the tenant's bytes. `table` is `payloads` or `results`.
+/// What a job carries.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Carried {
+    Payload,
+    Result,
+}
+
+/// Drops what a job was asked or answered, and with it the tenant's bytes.
 pub(super) fn drop_bytes(
     connection: &Connection,
-    table: &'static str,
+    carried: Carried,
     tenant: &TenantName,
     id: JobId,
 ) -> Done<()> {
-    let sql = format!("DELETE FROM {table} WHERE id = ?1 RETURNING size");
+    match take_bytes(connection, carried, id)? {
+        0 => Ok(()),
+        size => add_held(connection, tenant, 0, -size),
+    }
+}
+
+/// Drops what a job was asked or answered; gives how many bytes that were.
+fn take_bytes(connection: &Connection, carried: Carried, id: JobId) -> Done<i64> {
+    let sql = match carried {
+        Carried::Payload => "DELETE FROM payloads WHERE id = ?1 RETURNING size",
+        Carried::Result => "DELETE FROM results WHERE id = ?1 RETURNING size",
+    };
     let size: Option<i64> = connection
-        .prepare_cached(&sql)
+        .prepare_cached(sql)
         .and_then(|mut s| s.query_row(params![key(id)], |row| row.get(0)).optional())
         .map_err(failed)?;
-    match size {
-        Some(size) => add_held(connection, tenant, 0, -size),
-        None => Ok(()),
-    }
+    Ok(size.unwrap_or(0))
 }
 
 fn into_list(connection: &Connection, place: &Place, now_ms: u64) -> Done<()> {
@@ -224,23 +238,8 @@ pub(super) fn out_of_list(connection: &Connection, place: &Place) -> Done<()> {
     Ok(())
 }
 
-/// Moves what has become due to the ready ones, and takes back the leases that ran out.
-pub(super) fn promote(connection: &Connection, now_ms: u64) -> Done<()> {
-    let due = "SELECT id FROM delayed WHERE ready_ms <= ?1 ORDER BY ready_ms LIMIT ?2";
-    for id in ids(connection, due, params![now_ms.cast_signed(), MOVED_MAX])? {
-        let Some(place) = Place::load(connection, id)? else { continue };
-        out_of_list(connection, &place)?;
-        into_list(connection, &place, now_ms)?;
-    }
-    let late = "SELECT id FROM leased WHERE lease_until_ms <= ?1 ORDER BY lease_until_ms LIMIT ?2";
-    for id in ids(connection, late, params![now_ms.cast_signed(), MOVED_MAX])? {
-        give_back(connection, id, now_ms, false, "the attempt did not end in time")?;
-    }
-    Ok(())
-}
-
 /// Takes the lease of a job away and lets it run again, unless it has had all its attempts.
-fn give_back(
+pub(super) fn give_back(
     connection: &Connection,
     id: JobId,
     now_ms: u64,
@@ -253,7 +252,7 @@ fn give_back(
         place.crashes += 1;
     }
     if place.attempts >= place.attempts_max {
-        return finish(connection, &place, JobState::Dead, Some(why), None, now_ms);
+        return finish(connection, &place, JobState::Dead, Some(why), now_ms);
     }
     place.ready_ms = now_ms;
     again(connection, &place, Some(why), now_ms)
@@ -282,28 +281,25 @@ pub(super) fn again(
     add_waiting(connection, &place.tenant, 1)
 }
 
-/// The end of a job that is in no list any more.
+/// The end without a result of a job that is in no list any more.
 pub(super) fn finish(
     connection: &Connection,
     place: &Place,
     state: JobState,
     error: Option<&str>,
-    version: Option<u32>,
     now_ms: u64,
 ) -> Done<()> {
-    let kept = if state == JobState::Done { place.result_ttl_ms } else { TOMBSTONE_MS };
-    let expires = now_ms.saturating_add(kept).cast_signed();
+    let expires = now_ms.saturating_add(TOMBSTONE_MS).cast_signed();
     let told = place.webhook && state != JobState::Cancelled;
     run(
         connection,
-        "UPDATE jobs SET state = ?2, crashes = ?3, error = ?4, version = ?5, finished_ms = ?6, expires_ms = ?7, \
-         webhook_state = ?8, lease = 0, lease_until_ms = 0 WHERE id = ?1",
+        "UPDATE jobs SET state = ?2, crashes = ?3, error = ?4, finished_ms = ?5, expires_ms = ?6, webhook_state = ?7, \
+         lease = 0, lease_until_ms = 0 WHERE id = ?1",
         params![
             key(place.id),
             state_number(state),
             place.crashes,
             error,
-            version,
             now_ms.cast_signed(),
             expires,
             if told { WEBHOOK_DUE } else { 0 },
@@ -321,46 +317,8 @@ pub(super) fn finish(
     // A dead job may be sent on its way again, and needs its request for that.
     match state {
         JobState::Dead => batch::given_up(connection, place, now_ms),
-        _ => drop_bytes(connection, "payloads", &place.tenant, place.id),
+        _ => drop_bytes(connection, Carried::Payload, &place.tenant, place.id),
     }
-}
-
-/// The next ready jobs of one list, their attempts counted.
-pub(super) fn lease(
-    connection: &Connection,
-    tenant: &TenantName,
-    list: i64,
-    count: usize,
-    now_ms: u64,
-    until_ms: u64,
-) -> Done<Vec<(Loaded, u64)>> {
-    let heads =
-        "SELECT id FROM ready WHERE tenant = ?1 AND lane = ?2 ORDER BY rank, ready_ms, id LIMIT ?3";
-    let mut leases = Vec::new();
-    for id in ids(connection, heads, params![tenant.as_str(), list, (count as i64).min(MOVED_MAX)])?
-    {
-        let Some(mut place) = Place::load(connection, id)? else { continue };
-        out_of_list(connection, &place)?;
-        add_waiting(connection, tenant, -1)?;
-        let mut loaded = row::load(connection, id)?;
-        if loaded.job.deadline_ms <= now_ms {
-            let why = "it could not be run before its deadline";
-            finish(connection, &place, JobState::Dead, Some(why), None, now_ms)?;
-            continue;
-        }
-        place.attempts += 1;
-        loaded.attempts += 1;
-        let token = rand::random::<u64>() >> 1;
-        run(
-            connection,
-            "UPDATE jobs SET state = 1, attempts = ?2, lease = ?3, lease_until_ms = ?4 WHERE id = ?1",
-            params![key(id), place.attempts, token.cast_signed(), until_ms.cast_signed()],
-        )?;
-        let leased = params![until_ms.cast_signed(), key(id)];
-        run(connection, "INSERT INTO leased VALUES (?1, ?2)", leased)?;
-        leases.push((loaded, token));
-    }
-    Ok(leases)
 }
 
 /// The job, if the lease is still this one.
@@ -379,29 +337,64 @@ pub(super) fn ack(
     result: Option<&Kept>,
     now_ms: u64,
 ) -> Done<()> {
-    let place = held(connection, id, token)?;
-    unlease(connection, &place)?;
     match (end, result) {
-        (End::Done(answer), Some(kept)) => {
-            let JobResult { status, headers, version, .. } = answer;
-            let (bytes, blob) = kept.columns();
-            let headers = row::headers_text(headers);
-            let size = headers.len() as i64 + kept.size().cast_signed();
-            run(
-                connection,
-                "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![key(id), status, headers, bytes, blob, size],
-            )?;
-            add_held(connection, &place.tenant, 0, size)?;
-            finish(connection, &place, JobState::Done, None, Some(*version), now_ms)
-        }
-        (End::Done(answer), None) => {
-            finish(connection, &place, JobState::Done, None, Some(answer.version), now_ms)
-        }
+        (End::Done(answer), kept) => answered(connection, id, token, answer, kept, now_ms),
         (End::Dead { error }, _) => {
-            finish(connection, &place, JobState::Dead, Some(error), None, now_ms)
+            let place = held(connection, id, token)?;
+            unlease(connection, &place)?;
+            finish(connection, &place, JobState::Dead, Some(error), now_ms)
         }
     }
+}
+
+/// What [`held`], [`unlease`] and [`finish`] do, in half as many statements: it is the end of most jobs.
+fn answered(
+    connection: &Connection,
+    id: JobId,
+    token: u64,
+    answer: &JobResult,
+    kept: Option<&Kept>,
+    now_ms: u64,
+) -> Done<()> {
+    let JobResult { status, headers, version, .. } = answer;
+    let ended = params![key(id), token.cast_signed(), version, now_ms.cast_signed(), WEBHOOK_DUE];
+    let ended: Option<(String, i64, i64, bool)> = connection
+        .prepare_cached(
+            "UPDATE jobs SET state = 2, error = NULL, version = ?3, finished_ms = ?4, expires_ms = ?4 + result_ttl_ms, \
+             webhook_state = CASE WHEN webhook IS NULL THEN 0 ELSE ?5 END, lease = 0 \
+             WHERE id = ?1 AND state = 1 AND lease = ?2 \
+             RETURNING tenant, lease_until_ms, expires_ms, webhook IS NOT NULL",
+        )
+        .and_then(|mut statement| {
+            let read = |row: &rusqlite::Row<'_>| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            };
+            statement.query_row(ended, read).optional()
+        })
+        .map_err(failed)?;
+    let (tenant, until, expires, is_told) = ended.ok_or(JobError::LeaseLost)?;
+    let tenant: TenantName = tenant.parse().map_err(|_| row::damaged("a name"))?;
+    let leased = "DELETE FROM leased WHERE lease_until_ms = ?1 AND id = ?2";
+    run(connection, leased, params![until, key(id)])?;
+    let mut added = 0;
+    if let Some(kept) = kept {
+        let (bytes, blob) = kept.columns();
+        let headers = row::headers_text(headers);
+        added = headers.len() as i64 + kept.size().cast_signed();
+        run(
+            connection,
+            "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![key(id), status, headers, bytes, blob, added],
+        )?;
+    }
+    let expiring = "INSERT OR REPLACE INTO expiring VALUES (?1, ?2)";
+    run(connection, expiring, params![expires, key(id)])?;
+    if is_told {
+        let due = params![now_ms.cast_signed(), key(id)];
+        run(connection, "INSERT OR REPLACE INTO webhooks VALUES (?1, ?2)", due)?;
+    }
+    let taken = take_bytes(connection, Carried::Payload, id)?;
+    add_held(connection, &tenant, 0, added - taken)
 }
 
 pub(super) fn nack(
@@ -417,7 +410,7 @@ pub(super) fn nack(
         place.attempts = place.attempts.saturating_sub(1);
     }
     if place.attempts >= place.attempts_max {
-        return finish(connection, &place, JobState::Dead, Some(&back.error), None, now_ms);
+        return finish(connection, &place, JobState::Dead, Some(&back.error), now_ms);
     }
     place.ready_ms = back.not_before_ms;
     again(connection, &place, Some(&back.error), now_ms)
@@ -457,7 +450,7 @@ pub(super) fn expire(connection: &Connection, now_ms: u64) -> Done<usize> {
             continue;
         };
         let tenant = tenant.parse().map_err(|_| row::damaged("a name"))?;
-        drop_bytes(connection, "results", &tenant, *id)?;
+        drop_bytes(connection, Carried::Result, &tenant, *id)?;
         let gone = expires.saturating_add(TOMBSTONE_MS.cast_signed());
         if gone > now {
             run(
@@ -467,7 +460,7 @@ pub(super) fn expire(connection: &Connection, now_ms: u64) -> Done<usize> {
             )?;
             continue;
         }
-        drop_bytes(connection, "payloads", &tenant, *id)?;
+        drop_bytes(connection, Carried::Payload, &tenant, *id)?;
         for table in ["webhooks", "idempotency", "jobs"] {
             run(connection, &format!("DELETE FROM {table} WHERE id = ?1"), params![key(*id)])?;
         }

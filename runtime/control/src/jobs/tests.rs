@@ -9,10 +9,10 @@ use std::{
 use proptest::prelude::*;
 use sandpiper_domain::{
     Again, Digest, End, Enqueued, JobError, JobId, JobQueue, JobRequest, JobResult, JobState, Lane,
-    NewJob,
+    NewJob, TenantName,
 };
 
-use super::SqliteJobs;
+use super::{Leased, SqliteJobs};
 use crate::DataFolder;
 
 struct Unpark(Thread);
@@ -79,9 +79,14 @@ fn state(jobs: &SqliteJobs, id: JobId) -> JobState {
     jobs.get(&"acme".parse().unwrap(), id).unwrap().unwrap().state
 }
 
+/// One look that wants so many of each list.
+fn look(jobs: &SqliteJobs, now_ms: u64, count: usize) -> Leased {
+    let plan = move |lanes: &[(TenantName, Lane)]| vec![count; lanes.len()];
+    block_on(jobs.lease_next(None, plan, now_ms, now_ms + 100)).unwrap()
+}
+
 fn lease(jobs: &SqliteJobs, now_ms: u64) -> Vec<sandpiper_domain::Lease> {
-    block_on(jobs.ready(now_ms)).unwrap();
-    block_on(jobs.lease("acme".parse().unwrap(), Lane::Job, 10, now_ms, now_ms + 100)).unwrap()
+    look(jobs, now_ms, 10).leases
 }
 
 #[test]
@@ -138,11 +143,11 @@ fn an_expired_lease_and_a_crash_give_the_job_back() {
         // The folder's lock goes with the process; here there is but one.
         jobs = open(&home);
         assert_eq!(block_on(jobs.reclaim(2_000, true)).unwrap(), 1);
-        let ready = block_on(jobs.ready(2_000)).unwrap();
+        let ready = look(&jobs, 2_000, 10);
         let leases = match attempt {
-            3 => lease(&jobs, 2_000),
+            3 => ready.leases,
             _ => {
-                assert_eq!((ready.lanes.len(), ready.apart.len()), (0, 1), "a suspect runs alone");
+                assert_eq!((ready.leases.len(), ready.apart.len()), (0, 1), "a suspect runs alone");
                 block_on(jobs.lease_apart("acme".parse().unwrap(), 2_000, 2_100)).unwrap()
             }
         };
@@ -177,7 +182,7 @@ fn priority_delay_and_the_limit_hold() {
     block_on(jobs.enqueue(NewJob { ready_ms: 5_000, ..job(3) })).unwrap();
     let full = block_on(jobs.enqueue(NewJob { waiting_max: 3, ..job(4) }));
     assert!(matches!(full, Err(JobError::TenantFull)));
-    assert_eq!(block_on(jobs.ready(1_000)).unwrap().next_ms, Some(5_000));
+    assert_eq!(look(&jobs, 1_000, 0).next_ms, Some(5_000));
     let order: Vec<_> = lease(&jobs, 1_000).iter().map(|lease| lease.job.id).collect();
     assert_eq!(order, [job(2).id, job(1).id]);
     assert!(lease(&jobs, 4_999).iter().all(|lease| lease.job.id != job(3).id));

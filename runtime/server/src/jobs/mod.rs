@@ -34,7 +34,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often files that nothing names are deleted, in units of the above.
 const SWEEP_ROUNDS: u64 = 1_200;
 /// Workers for each core, unless the settings say otherwise. Most of them wait: for models, or for the disk.
-const WORKERS_PER_CORE: usize = 16;
+const WORKERS_PER_CORE: usize = 128;
 /// Bodies that are being read may take so many of these together.
 const BODY_UNIT_BYTES: u64 = 64 * 1024;
 const BODY_UNITS: u32 = 4_096;

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full};
 use metrics::histogram;
-use sandpiper_control::{Found, ReadyWork};
+use sandpiper_control::{Found, Turn};
 use sandpiper_domain::{
     Again, End, FunctionName, JobError, JobId, JobQueue, JobRequest, JobResult, Lane, Lease,
     Selector, TenantName,
@@ -30,7 +30,7 @@ use crate::{
 const LEASE_MS: u64 = 30_000;
 const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 /// Leases of one tenant in one go.
-const LEASES_MAX: u32 = 64;
+const LEASES_MAX: u32 = 128;
 /// The dispatcher looks again after so long, whatever it is told.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// For so long a better filled transaction is waited for where some jobs run already.
@@ -60,6 +60,13 @@ pub(crate) enum Attempt {
     Hopeless(String),
 }
 
+/// Whose turn it is.
+#[derive(Default)]
+struct Turns {
+    after: Option<Turn>,
+    count: usize,
+}
+
 /// Leases and runs jobs as long as the node is there.
 pub(super) async fn work(app: Weak<App>) {
     let Some(first) = app.upgrade() else { return };
@@ -71,10 +78,10 @@ pub(super) async fn work(app: Weak<App>) {
     }
     let wake = first.jobs.wake.clone();
     drop(first);
-    let mut turn = 0;
+    let mut turns = Turns::default();
     loop {
         let pause = match app.upgrade() {
-            Some(app) => dispatch(&app, &mut turn).await,
+            Some(app) => dispatch(&app, &mut turns).await,
             None => return,
         };
         let pause = pause.unwrap_or_else(|error| {
@@ -91,7 +98,7 @@ fn is_over(app: &App) -> bool {
 }
 
 /// Leases what there is room for; says when to look again at the latest.
-async fn dispatch(app: &Arc<App>, turn: &mut usize) -> Result<Duration, JobError> {
+async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobError> {
     let jobs = &app.jobs;
     let _leasing = jobs.leasing.lock().await;
     if is_over(app) {
@@ -101,52 +108,49 @@ async fn dispatch(app: &Arc<App>, turn: &mut usize) -> Result<Duration, JobError
     if running > 0 && jobs.workers.available_permits() < jobs.workers_max as usize / 4 {
         tokio::time::sleep(GATHER).await;
     }
-    let ready = jobs.queue.ready(now_ms()).await?;
-    *turn = turn.wrapping_add(1);
-    let apart_is_due = ready.lanes.is_empty() || turn.is_multiple_of(8);
-    if apart_is_due && !ready.apart.is_empty() {
-        run_apart(app, &ready).await?;
-        jobs.wake.notify_one();
+    let free = jobs.workers.available_permits() as u32;
+    let Ok(mut permits) = jobs.workers.clone().try_acquire_many_owned(free) else {
         return Ok(LOOK_INTERVAL);
+    };
+    let plan = {
+        let app = app.clone();
+        move |lanes: &[(TenantName, Lane)]| shares(&app, lanes, free)
+    };
+    let now = now_ms();
+    let look = jobs.queue.lease_next(turns.after.take(), plan, now, now + LEASE_MS).await?;
+    turns.after = look.after;
+    turns.count = turns.count.wrapping_add(1);
+    let leased = look.leases.len();
+    for lease in look.leases {
+        let Some(permit) = permits.split(1) else { break };
+        tokio::spawn(run(app.clone(), lease, Some(permit)));
     }
-    let leased = lease(app, &ready, *turn).await?;
-    // Those that got everything they could have are asked again at once.
-    if leased > 0 && jobs.workers.available_permits() > 0 {
+    drop(permits);
+    if !look.apart.is_empty() && (!look.has_others || turns.count.is_multiple_of(8)) {
+        run_apart(app, &look.apart).await?;
+        jobs.wake.notify_one();
+    } else if leased > 0 && jobs.workers.available_permits() > 0 {
+        // Those that got everything they could have are asked again at once.
         jobs.wake.notify_one();
     }
-    let due = ready.next_ms.map(|next| Duration::from_millis(next.saturating_sub(now_ms()).max(1)));
+    let due = look.next_ms.map(|next| Duration::from_millis(next.saturating_sub(now_ms()).max(1)));
     Ok(due.unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL))
 }
 
-async fn lease(app: &Arc<App>, ready: &ReadyWork, turn: usize) -> Result<usize, JobError> {
-    let jobs = &app.jobs;
-    let mut lanes: Vec<_> = ready.lanes.iter().collect();
-    if !lanes.is_empty() {
-        let first = turn % lanes.len();
-        lanes.rotate_left(first);
-    }
-    // Shards take what jobs leave.
-    lanes.sort_by_key(|(_, lane)| *lane);
-    let free = jobs.workers.available_permits() as u32;
+/// How the free workers are shared out. Shards take what jobs leave.
+fn shares(app: &App, lanes: &[(TenantName, Lane)], free: u32) -> Vec<usize> {
     let share = free.div_ceil(lanes.len().max(1) as u32).min(LEASES_MAX);
-    let mut wanted = Vec::new();
-    for (tenant, lane) in lanes {
-        let count = room_of(app, tenant, *lane).min(share);
-        let permits = jobs.workers.clone().try_acquire_many_owned(count);
-        let Some(permits) = permits.ok().filter(|_| count > 0) else { continue };
-        let now = now_ms();
-        let leases = jobs.queue.lease(tenant.clone(), *lane, count as usize, now, now + LEASE_MS);
-        wanted.push(async move { (leases.await, permits) });
-    }
-    let mut leased = 0;
-    for (leases, mut permits) in futures::future::join_all(wanted).await {
-        for lease in leases? {
-            let Some(permit) = permits.split(1) else { break };
-            leased += 1;
-            start(app, lease, permit);
+    let mut counts = vec![0; lanes.len()];
+    let mut left = free;
+    for is_shards in [false, true] {
+        let of_kind = lanes.iter().zip(&mut counts);
+        for ((tenant, lane), count) in of_kind.filter(|of| (of.0.1 == Lane::Batch) == is_shards) {
+            let room = room_of(app, tenant, *lane).min(share).min(left);
+            left -= room;
+            *count = room as usize;
         }
     }
-    Ok(leased)
+    counts
 }
 
 /// How many more jobs of a tenant may run: as many as it may have sandboxes, and of shards half.
@@ -162,13 +166,13 @@ fn room_of(app: &App, tenant: &TenantName, lane: Lane) -> u32 {
 
 /// Runs jobs that were there when the node went down, twice or more, with no other job beside them: if one of them is
 /// to blame, the next time it convicts itself alone.
-async fn run_apart(app: &Arc<App>, ready: &ReadyWork) -> Result<(), JobError> {
+async fn run_apart(app: &Arc<App>, tenants: &[TenantName]) -> Result<(), JobError> {
     let all = app.jobs.workers.clone().acquire_many_owned(app.jobs.workers_max);
     let Ok(_all) = all.await else { return Ok(()) };
     let mut left = APART_MAX;
     while left > 0 && !is_over(app) {
         let before = left;
-        for tenant in ready.apart.iter().take(APART_MAX as usize) {
+        for tenant in tenants.iter().take(APART_MAX as usize) {
             let now = now_ms();
             let leases = app.jobs.queue.lease_apart(tenant.clone(), now, now + LEASE_MS);
             for lease in leases.await? {
@@ -181,10 +185,6 @@ async fn run_apart(app: &Arc<App>, ready: &ReadyWork) -> Result<(), JobError> {
         }
     }
     Ok(())
-}
-
-fn start(app: &Arc<App>, lease: Lease, permit: OwnedSemaphorePermit) {
-    tokio::spawn(run(app.clone(), lease, Some(permit)));
 }
 
 /// What is true of a job only while it runs.

@@ -100,7 +100,7 @@ impl Unary<'_> {
         let tensor_bytes_max = self.caller.tensor_bytes_max();
         let work = move |place: &mut Place| {
             let read = || {
-                let bytes = frame.unpack(&mut place.charge)?;
+                let bytes = frame.unpack(Some(&mut place.charge))?;
                 let growth = codec::growth(&bytes)?;
                 if growth.number_bytes() > tensor_bytes_max {
                     let text = "the request's contents are more than the tensors that the tenant's tier allows";
