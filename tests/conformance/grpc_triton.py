@@ -259,6 +259,33 @@ def check_errors_have_words(node):
     refused("UNIMPLEMENTED", one.get_cuda_shared_memory_status, **bad)
 
 
+COLOURS = np.array([["red", "s"], ["grün", "m"], ["", "xl"]], dtype=object)
+STRINGS = {
+    "strings-iris-forest": {"X": IRIS},
+    "strings-iris-logistic": {"X": IRIS},
+    "strings-one-hot": {"x": COLOURS},
+}
+
+
+def texts(given, model, inputs):
+    """Labels are the strings that onnxruntime gives; the client has them as bytes."""
+    assert given["output_label"].dtype == np.object_, given
+    labels = [label.decode() if isinstance(label, bytes) else label for label in given["output_label"]]
+    (expected,) = session(model).run(["output_label"], inputs)
+    assert labels == list(expected), (labels, expected)
+
+
+def check_strings_go_in_and_come_out(node):
+    names = ["output_label", "output_probability"]
+    for model, inputs in STRINGS.items():
+        node.put_model(model, model_file(model).read_bytes())
+        texts(ask(node, model, inputs, names), model, inputs)
+    about = client(node).get_model_metadata("strings-one-hot", headers=key(node))
+    assert [(tensor.name, tensor.datatype) for tensor in about.inputs] == [("x", "BYTES")], about
+    config = client(node).get_model_config("strings-one-hot", headers=key(node)).config
+    assert config.input[0].data_type == config.output[0].data_type == 13, config
+
+
 def check_config(node):
     one = client(node)
     for version in ["", "1"]:

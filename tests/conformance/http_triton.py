@@ -250,6 +250,35 @@ def check_errors_have_words(node):
     assert "BYTES" in refused(400, one.infer, "iris", [text], headers=node.headers)
 
 
+COLOURS = np.array([["red", "s"], ["grün", "m"], ["", "xl"]], dtype=object)
+STRINGS = {
+    "strings-iris-forest": {"X": IRIS},
+    "strings-iris-logistic": {"X": IRIS},
+    "strings-one-hot": {"x": COLOURS},
+}
+
+
+def texts(given, model, inputs):
+    """Labels are the strings that onnxruntime gives; the client has them as bytes."""
+    assert given["output_label"].dtype == np.object_, given
+    labels = [label.decode() if isinstance(label, bytes) else label for label in given["output_label"]]
+    (expected,) = session(model).run(["output_label"], inputs)
+    assert labels == list(expected), (labels, expected)
+
+
+def check_strings_go_in_and_come_out(node):
+    names = ["output_label", "output_probability"]
+    for model, inputs in STRINGS.items():
+        node.put_model(model, model_file(model).read_bytes())
+        for binary in (True, False):
+            given = ask(node, model, inputs, names, binary)
+            texts(given, model, inputs)
+    about = client(node).get_model_metadata("strings-one-hot", headers=node.headers)
+    assert about["inputs"] == [{"name": "x", "datatype": "BYTES", "shape": [-1, 2]}], about
+    config = client(node).get_model_config("strings-one-hot", headers=node.headers)
+    assert config["input"][0]["data_type"] == config["output"][0]["data_type"] == "TYPE_STRING", config
+
+
 def check_config(node):
     one = client(node)
     for version in ["", "1"]:

@@ -37,6 +37,7 @@ mod scheduler;
 mod sharing;
 mod shutdown;
 mod streaming;
+mod strings;
 mod tensors;
 mod traffic;
 mod uploads;

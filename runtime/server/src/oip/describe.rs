@@ -128,6 +128,7 @@ pub(super) fn config_type(datatype: DataType) -> &'static str {
         DataType::BF16 => "TYPE_BF16",
         DataType::F32 => "TYPE_FP32",
         DataType::F64 => "TYPE_FP64",
+        DataType::Bytes => "TYPE_STRING",
     }
 }
 

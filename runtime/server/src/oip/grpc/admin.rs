@@ -134,6 +134,7 @@ fn data_type(name: &str) -> DataType {
         "TYPE_BF16" => DataType::TypeBf16,
         "TYPE_FP32" => DataType::TypeFp32,
         "TYPE_FP64" => DataType::TypeFp64,
+        "TYPE_STRING" => DataType::TypeString,
         _ => DataType::TypeInvalid,
     }
 }

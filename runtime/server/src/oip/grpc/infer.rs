@@ -179,7 +179,7 @@ impl Reading {
     fn call(&self, request: &mut ModelInferRequest) -> Result<(NamedModel, InferCall), OipError> {
         let parameters = Parameters::read(request)?;
         let model = self.fitting(request)?;
-        let inputs = tensors::inputs(request)?;
+        let inputs = tensors::inputs(request, &model.model.version.signature)?;
         let outputs = std::mem::take(&mut request.outputs).into_iter().map(|output| {
             if let Some(key) = output.parameters.keys().find(|key| is_unsupported(key)) {
                 let text = format!("this server has no `{}` of outputs", shown(key));
