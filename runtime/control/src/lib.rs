@@ -30,5 +30,5 @@ pub use rollout::{
 };
 pub use store::{DataFolder, FolderBlobs, SqliteStore};
 pub use usage::{
-    Amounts, Counted, Ledger, Ledgers, Month, Owner, ParseMonthError, Spent, UsageError,
+    Amounts, Counted, Ledger, Ledgers, Month, Owner, ParseMonthError, Spent, Tally, UsageError,
 };

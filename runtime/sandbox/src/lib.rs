@@ -28,5 +28,5 @@ pub use code::{CodeError, FunctionCode, Purpose};
 pub use engine::{Config, Sandboxes, StartError};
 pub use invoke::{Invocation, Keeper, Observer, Outcome, Source};
 pub use log::{FunctionLog, LogLine, LogStream, LogTail};
-pub use ready::ReadySandbox;
+pub use ready::{ReadySandbox, Started};
 pub use upload::{Component, UploadError, check};

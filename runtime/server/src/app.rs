@@ -141,17 +141,23 @@ impl App {
     /// The gate of a tenant.
     pub(crate) fn admission(&self, tenant: &Tenant) -> Arc<TenantAdmission> {
         let owner = Owner::new(tenant.name.clone(), tenant.created_at);
-        let make = |bytes| {
+        let make = |bytes, ready| {
             let ledger = self.usage.of(&owner, OffsetDateTime::now_utc());
             let account = Account { owner: owner.clone(), ledger };
             let parsers = self.parsers_max.div_ceil(2);
             let pressure = self.pressure.clone();
-            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers, pressure, account))
+            Arc::new(TenantAdmission::new(
+                tenant.limits,
+                (bytes, ready),
+                parsers,
+                pressure,
+                account,
+            ))
         };
         let entry = self.tenants.entry(tenant.name.clone());
-        let mut admission = entry.or_insert_with(|| make(self.bytes.tenant()));
+        let mut admission = entry.or_insert_with(|| make(self.bytes.tenant(), Arc::default()));
         if !admission.is_for(&owner, &tenant.limits) {
-            *admission = make(admission.bytes.clone());
+            *admission = make(admission.bytes.clone(), admission.ready.clone());
         }
         admission.clone()
     }

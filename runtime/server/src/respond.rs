@@ -139,6 +139,7 @@ impl From<Fault> for Problem {
                 StatusCode::BAD_GATEWAY,
                 "the handler must set a response before it returns; see the function's log",
             ),
+            Fault::KeptModel => (StatusCode::BAD_GATEWAY, "open the model in the handler"),
             Fault::Saturated => return Problem::busy("node_saturated", &fault.to_string()),
         };
         Problem::new(status, fault.code(), fault.to_string()).hint(hint)

@@ -1,11 +1,16 @@
 //! What ends with a node, and in which order.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::future::{BoxFuture, FutureExt};
 
 use crate::app::App;
 
+/// How often the end looks whether guests are still at work.
+const GUESTS_PAUSE: Duration = Duration::from_millis(10);
 /// How long closing one store may take.
 const RELEASE_MAX: Duration = Duration::from_secs(10);
 
@@ -36,10 +41,22 @@ pub(crate) async fn stop(
     requests: impl Future<Output = ()> + Send + 'static,
     limit: Duration,
 ) {
-    // These go on beside each other: none waits for another.
-    let work = [Step::new("requests", requests)];
-    join_all(work.map(|step| step.within(limit))).await;
+    let began = Instant::now();
+    Step::new("requests", requests).within(limit).await;
+    // A guest may work on when its answer is out, and is billed when it has ended: before the last of the usage is
+    // written. Those of jobs end with what waits for them.
+    jobs(app).within(RELEASE_MAX).await;
+    app.scaling.retire();
+    let guests = Step::new("guests", guests(app.clone()));
+    guests.within(limit.saturating_sub(began.elapsed())).await;
     release(app).await;
+}
+
+/// Resolves when no guest is at work any more. Those that are ready have been let go of.
+async fn guests(app: Arc<App>) {
+    while app.sandboxes.alive() > 0 {
+        tokio::time::sleep(GUESTS_PAUSE).await;
+    }
 }
 
 /// Gives up what one process alone may hold, so that another can take it. Functions are served on from memory.
@@ -55,8 +72,6 @@ fn holdings(app: &Arc<App>) -> Vec<Step> {
     let catalog = async move {
         let _ = catalog.blocking(|app| app.catalog.close()).await;
     };
-    let jobs = app.clone();
-    let jobs = async move { jobs.jobs.stop().await };
     let usage = app.clone();
     let usage = async move {
         let flush = |app: &App| app.usage.flush(time::OffsetDateTime::now_utc());
@@ -66,7 +81,12 @@ fn holdings(app: &Arc<App>) -> Vec<Step> {
             Err(error) => tracing::error!(?error, "the last usage could not be written"),
         }
     };
-    vec![Step::new("jobs", jobs), Step::new("usage", usage), Step::new("catalog", catalog)]
+    vec![jobs(app), Step::new("usage", usage), Step::new("catalog", catalog)]
+}
+
+fn jobs(app: &Arc<App>) -> Step {
+    let app = app.clone();
+    Step::new("jobs", async move { app.jobs.stop().await })
 }
 
 /// Takes back what was released, in the opposite order.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use metrics::{Counter, Histogram, SharedString, counter, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use sandpiper_domain::Usage;
-use sandpiper_sandbox::{Outcome, ReadySandbox};
+use sandpiper_sandbox::Outcome;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
@@ -90,9 +90,9 @@ impl FunctionMetrics {
         }
     }
 
-    /// A sandbox was made ready; what its start took is no request's.
-    pub(crate) fn started(&self, sandbox: &ReadySandbox) {
-        self.start_cpu_us.increment(sandbox.start_cpu().as_micros() as u64);
+    /// A sandbox was made ready, or failed to be; what its start took is no request's.
+    pub(crate) fn started(&self, usage: &Usage) {
+        self.start_cpu_us.increment(usage.cpu.as_micros() as u64);
     }
 
     pub(crate) fn record(&self, outcome: Outcome, usage: &Usage, took: Duration) {

@@ -149,6 +149,7 @@ pub(super) async fn put(
         let message = "the manifest names another function than the request's path";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_manifest", message));
     }
+    check_scale(&tenant, &manifest)?;
     let work = deploy(app.clone(), tenant.clone(), source, manifest, query.activate);
     deployments::run(&app, subject::<Function>(&tenant.name, &name), query.wait, permits, work)
         .await
@@ -189,6 +190,19 @@ async fn deploy(
     runtime.seed(code);
     let body = function.version_json(&app, &tenant.name, version);
     Ok((status, Json(body)).into_response())
+}
+
+/// Refuses what could never be kept ready: the tenant may have fewer alive.
+fn check_scale(tenant: &Tenant, manifest: &Manifest) -> Result<(), Problem> {
+    let (min, most) = (manifest.scale.min, tenant.limits.sandboxes);
+    if min <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "the manifest's `scale.min` of {min} is more than the {most} sandboxes that the tenant may have at once"
+    );
+    let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_manifest", message);
+    Err(problem.hint("lower scale.min, or ask for a higher tier"))
 }
 
 /// Refuses what could never start under its own grant.

@@ -58,13 +58,17 @@ where
     };
     check_inference(app, &runtime, &grant, share)?;
     let waiting = runtime.fleet.wait();
-    let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
+    let entry = runtime.tenant.enter(&runtime.gate, lane, began).await?;
     drop(waiting);
-    let trial = trial.map(|trial| (Arc::new(trial), Instant::now()));
-    let (running, ready) = Running::begin(&runtime, &grant, entry.clone());
+    // Both began when the place was there.
+    let trial = trial.map(|trial| (Arc::new(trial), entry.began()));
+    let (running, ready) = Running::begin(&runtime, &grant, entry.clone(), entry.began());
     let source = match ready {
         Some(sandbox) => Source::Ready(sandbox),
-        None => Source::Fresh(code(app, &runtime, &version).await?),
+        None => Source::Fresh(match runtime.loaded() {
+            Some(code) => code,
+            None => code(app, &runtime, &version).await?,
+        }),
     };
     let keeper = (runtime.fleet.mode == Mode::Reused).then(|| {
         let running = running.clone();
@@ -121,7 +125,7 @@ fn check_inference(
     Err(told(Refusal { cause: Cause::Inference, retry_after }))
 }
 
-/// The function's code; it compiled when it was deployed, so that a failure is the node's.
+/// The function's code, where it is not in memory; it compiled when it was deployed, so that a failure is the node's.
 async fn code(
     app: &Arc<App>,
     runtime: &Arc<FunctionRuntime>,
@@ -170,21 +174,23 @@ impl Observer for End {
     fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
         // It runs no longer, however long its client takes to read what it has said.
         self.entry.suspend();
-        let took = self.began.elapsed();
+        let now = Instant::now();
+        let took = now - self.began;
         let runtime = self.running.runtime();
         runtime.metrics.record(outcome, &usage, took);
         if let Some((trial, entered)) = &self.trial {
-            trial.ended(outcome, entered.elapsed());
+            trial.ended(outcome, now - *entered);
         }
         runtime.meter.invoked(outcome, &usage, self.lane);
         if outcome == Outcome::Completed {
             runtime.habits.learn(&usage);
         }
-        self.running.end(match outcome {
+        let reason = match outcome {
             Outcome::Completed => "served_out",
             Outcome::Cancelled => "cancelled",
             Outcome::Faulted(_) => "fault",
-        });
+        };
+        self.running.end(reason, now);
         let Some(access) = &self.access else { return };
         let outcome = match outcome {
             Outcome::Completed => "completed",
