@@ -30,6 +30,7 @@ mod held;
 mod lifetime;
 mod pace;
 mod successor;
+mod supervisor;
 mod watched;
 
 pub(crate) use body::EdgeBody;
@@ -52,10 +53,12 @@ pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The head of an HTTP/1.1 request, and what hyper buffers of a body beyond it.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const H2_HEADER_BYTES_MAX: u32 = 16 * 1024;
-const H2_STREAMS_MAX: u32 = 200;
-/// How much of a body that nobody reads a client may send over HTTP/2: for one stream, and for all of a connection.
-const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+const H2_STREAMS_MAX: u32 = 128;
+/// How much of a body that nobody reads a client may send over HTTP/2.
+const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+/// Every stream of a connection may be left unread, and the next one still be read. Only a request that was let in can
+/// leave its body unread, so that the gates bound what all connections hold.
+const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
 
 /// Who is at the other end of a connection.
 pub(crate) struct Peer {
@@ -63,6 +66,8 @@ pub(crate) struct Peer {
     pub(crate) is_trusted: bool,
     /// Its address, for `x-forwarded-for`.
     pub(crate) address: HeaderValue,
+    /// Over HTTP/1.1: something of the latest request's body may be unread.
+    pub(crate) unread: Arc<AtomicBool>,
 }
 
 impl Peer {
@@ -72,6 +77,7 @@ impl Peer {
             is_trusted: app.settings.trusted_proxies.contains(&address),
             address: HeaderValue::from_str(&address.to_string())
                 .unwrap_or(HeaderValue::from_static("unknown")),
+            unread: Arc::default(),
         }
     }
 }
@@ -130,11 +136,10 @@ impl Server {
         let _ = stream.set_nodelay(true);
         let (app, routes) = (self.app.clone(), self.routes.clone());
         let peer = Arc::new(Peer::new(peer.ip(), &app));
-        let unread = Arc::<AtomicBool>::default();
-        let io = guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT, unread.clone());
-        let service = service_fn(move |request| {
-            answer(app.clone(), routes.clone(), peer.clone(), unread.clone(), request)
-        });
+        let unread = peer.unread.clone();
+        let io = guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT, unread);
+        let service =
+            service_fn(move |request| answer(app.clone(), routes.clone(), peer.clone(), request));
         let io = TokioIo::new(io);
         let connection = self.http.serve_connection(io, service).into_owned();
         let connection = graceful.watch(connection);
@@ -157,14 +162,15 @@ async fn answer(
     app: Arc<App>,
     routes: axum::Router,
     peer: Arc<Peer>,
-    unread: Arc<AtomicBool>,
     request: Request<Incoming>,
 ) -> Result<Response<EdgeBody>, Infallible> {
     let may_leave_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
+    peer.unread.store(may_leave_body, Relaxed);
     let path = request.uri().path();
+    let is_function = path.starts_with(dispatch::PREFIX);
     let mut response = if !is_expectation_met(request.headers()) {
         refuse_expectation(&request)
-    } else if path.starts_with(dispatch::PREFIX) {
+    } else if is_function {
         dispatch::answer(&app, &peer, request).await
     } else if oip::grpc::is_grpc(&request) {
         oip::grpc::answer(&app, request).await
@@ -173,13 +179,15 @@ async fn answer(
     } else {
         api::answer(routes, request).await
     };
-    let may_leave_body =
-        may_leave_body && response.extensions_mut().remove::<BodyWasRead>().is_none();
+    let was_read = response.extensions_mut().remove::<BodyWasRead>().is_some();
+    let is_refusal = response.headers().contains_key(ERROR_HEADER);
+    if was_read || !(is_function || is_refusal) {
+        peer.unread.store(false, Relaxed);
+    }
     // A refusal may come before the body is read, and then hyper ends the connection. A client that is not told would
-    // send its next request into the void.
-    if may_leave_body && response.headers().contains_key(ERROR_HEADER) {
+    // send its next request into the void. A function may still read, once it has begun its answer.
+    if is_refusal && peer.unread.load(Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        unread.store(true, Relaxed);
     }
     Ok(response)
 }
