@@ -36,6 +36,7 @@ mod scheduler;
 mod sharing;
 mod shutdown;
 mod streaming;
+mod takeover;
 mod tensors;
 mod traffic;
 mod uploads;
