@@ -260,8 +260,8 @@ async fn replace(
     Ok(Why::Replaced { told })
 }
 
-/// Waits until the new process serves, or cannot; says too whether this one was told to end meanwhile, or nothing when it
-/// was told twice.
+/// Waits until the new process serves, or cannot; says too whether this one was told to end meanwhile, or nothing where
+/// it was told twice.
 async fn serves(successor: &mut Successor, stop: &mut Stop) -> Option<(anyhow::Result<()>, bool)> {
     let mut told = false;
     let (process, serves) = successor.take_over();
