@@ -255,7 +255,7 @@ impl HeldUp {
     }
 
     /// The secret is a file again.
-    fn is_over(self) {
+    fn ends(self) {
         fs::remove_file(&self.secret).unwrap();
         fs::write(&self.secret, &self.bytes).unwrap();
         fs::set_permissions(&self.secret, fs::Permissions::from_mode(0o600)).unwrap();
@@ -291,7 +291,7 @@ fn told_to_end_within_a_handover_both_processes_end() {
     let ended = server.ends();
     assert!(ended.success(), "{ended}\n{}", server.log());
     is_gone(successor);
-    handover.is_over();
+    handover.ends();
     server.start_again();
     tenant.invoke(FUNCTION, "/ok").expect(200);
 }
@@ -308,7 +308,7 @@ fn told_twice_within_a_handover_both_end_at_once() {
     server.signal(libc::SIGINT);
     assert_eq!(server.ends().code(), Some(130), "{}", server.log());
     is_gone(successor);
-    handover.is_over();
+    handover.ends();
     server.start_again();
     tenant.invoke(FUNCTION, "/ok").expect(200);
 }
@@ -334,7 +334,7 @@ fn lost(server: &Server) -> fs::File {
     let lock = fs::File::open(server.data().join("lock")).unwrap();
     until("the folder is free", || lock.try_lock().ok());
     server.signal(libc::SIGCONT);
-    handover.is_over();
+    handover.ends();
     until("the folder is missed", || {
         server.log().contains("cannot be taken back yet").then_some(())
     });
