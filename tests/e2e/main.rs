@@ -38,6 +38,7 @@ mod sharing;
 mod shutdown;
 mod streaming;
 mod strings;
+mod takeover;
 mod tensors;
 mod traffic;
 mod uploads;

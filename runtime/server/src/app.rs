@@ -130,7 +130,7 @@ impl App {
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
         tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
-        jobs::start(&app);
+        jobs::start(&app, settings.follows);
         Scaling::spawn(&app);
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(flush_usage(Arc::downgrade(&app)));

@@ -14,7 +14,7 @@ use dashmap::DashMap;
 use http::StatusCode;
 use metrics::{counter, gauge, histogram};
 use sandpiper_control::{CommitObserver, DataFolder, OpenError, SqliteJobs};
-use sandpiper_domain::{JobError, JobId, JobQueue, Lane, TenantName};
+use sandpiper_domain::{JobError, JobId, Lane, TenantName};
 use tokio::sync::{Notify, Semaphore};
 
 mod accept;
@@ -47,8 +47,12 @@ pub(crate) struct Jobs {
     pub(crate) wake: Arc<Notify>,
     /// Wakes the one who calls webhooks.
     webhook_wake: Arc<Notify>,
-    /// Ends the run of a job.
+    /// Those who call webhooks.
+    callers: Arc<Semaphore>,
+    /// Ends the run of a job. A job is here until its end is written down.
     running: DashMap<JobId, Arc<Notify>>,
+    /// One of them has gone.
+    ended: Notify,
     workers: Arc<Semaphore>,
     workers_max: u32,
     /// How many jobs, and how many shards, of each tenant run now.
@@ -78,7 +82,9 @@ impl Jobs {
             secrets: Secrets::open(folder)?,
             wake: Arc::default(),
             webhook_wake: Arc::default(),
+            callers: Arc::new(Semaphore::new(webhook::CALLERS)),
             running: DashMap::new(),
+            ended: Notify::new(),
             workers: Arc::new(Semaphore::new(workers_max)),
             workers_max: workers_max as u32,
             busy: Mutex::default(),
@@ -95,18 +101,41 @@ impl Jobs {
         }
     }
 
-    /// Leases nothing more, and gives the jobs that run now back to the queue, for whoever comes next. New ones are
-    /// accepted still.
+    /// Begins nothing more. What runs goes on, and new jobs are accepted still.
     pub(crate) async fn stop(&self) {
         self.stopped.store(true, Relaxed);
-        self.abort_all();
-        let _leasing = self.leasing.lock().await;
-        self.abort_all();
-        match self.queue.reclaim(now_ms(), false).await {
-            Ok(0) => {}
-            Ok(jobs) => tracing::info!(jobs, "jobs that ran went back to the queue"),
-            Err(error) => tracing::error!(%error, "the jobs that ran could not be given back"),
+        // What is being leased now is among what runs after this.
+        drop(self.leasing.lock().await);
+    }
+
+    /// Waits for the webhooks that are being called. After [`Jobs::stop`], no further one is.
+    pub(crate) async fn settle(&self) {
+        let _ = self.callers.acquire_many(webhook::CALLERS as u32).await;
+    }
+
+    /// Waits until nothing runs any more, and all of it is written down.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.running.is_empty() {
+                return;
+            }
+            ended.await;
         }
+    }
+
+    /// Ends what runs in this process, for whoever comes next. A job that had ended by itself stays ended; the others
+    /// go back to the queue, and this attempt does not count.
+    pub(crate) async fn give_back(&self) {
+        let jobs = self.running.len();
+        if jobs > 0 {
+            tracing::info!(jobs, "jobs that run go back to the queue");
+        }
+        for running in &self.running {
+            running.value().notify_one();
+        }
+        self.idle().await;
     }
 
     /// Goes on after [`Jobs::stop`].
@@ -117,12 +146,6 @@ impl Jobs {
 
     fn is_stopped(&self) -> bool {
         self.stopped.load(Relaxed)
-    }
-
-    fn abort_all(&self) {
-        for running in &self.running {
-            running.value().notify_one();
-        }
     }
 
     fn busy(&self, tenant: &TenantName, lane: Lane) -> u32 {
@@ -150,9 +173,10 @@ pub(crate) fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Starts what goes on beside the requests: running jobs, calling webhooks, forgetting.
-pub(crate) fn start(app: &Arc<App>) {
-    tokio::spawn(worker::work(Arc::downgrade(app)));
+/// Starts what goes on beside the requests: running jobs, calling webhooks, forgetting. `follows` says that another
+/// process still ends the jobs that it has begun.
+pub(crate) fn start(app: &Arc<App>, follows: bool) {
+    tokio::spawn(worker::work(Arc::downgrade(app), follows));
     tokio::spawn(webhook::tell(Arc::downgrade(app)));
     tokio::spawn(expire(Arc::downgrade(app)));
 }

@@ -14,7 +14,6 @@ use sandpiper_control::{DataFolder, DueWebhook, OpenError};
 use sandpiper_domain::TenantName;
 use serde_json::json;
 use sha2::Sha256;
-use tokio::sync::Semaphore;
 use ureq::{
     Agent,
     config::Config,
@@ -31,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: u64 = 1_024;
 const CALLS_MAX: u32 = 8;
 /// Calls at once. Each waits on a thread.
-const CALLERS: usize = 4;
+pub(super) const CALLERS: usize = 4;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a webhook's signature is made with.
@@ -180,8 +179,8 @@ pub(super) async fn tell(app: Weak<App>) {
     let Some(first) = app.upgrade() else { return };
     let agent = agent(first.settings.webhook_private.clone());
     let wake = first.jobs.webhook_wake.clone();
+    let callers = first.jobs.callers.clone();
     drop(first);
-    let callers = Arc::new(Semaphore::new(CALLERS));
     loop {
         let _ = tokio::time::timeout(LOOK_INTERVAL, wake.notified()).await;
         let Some(app) = app.upgrade() else { return };
@@ -194,6 +193,9 @@ pub(super) async fn tell(app: Weak<App>) {
             let (app, agent, callers) = (app.clone(), agent.clone(), callers.clone());
             async move {
                 let _caller = callers.acquire_owned().await;
+                if app.jobs.is_stopped() {
+                    return;
+                }
                 one(&app, agent, call).await;
             }
         });

@@ -35,8 +35,8 @@ const LEASES_MAX: u32 = 128;
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// For so long a better filled transaction is waited for where some jobs run already.
 const GATHER: Duration = Duration::from_millis(2);
-/// Suspects that run one after the other before the others have their turn again.
-const APART_MAX: u32 = 16;
+/// How long a suspect waits for the others to end before they have their turn again.
+const APART_WAIT: Duration = Duration::from_secs(5);
 const RESULT_BYTES_MAX: usize = 16 << 20;
 const REFUSED_MS: u64 = 1_000;
 
@@ -65,16 +65,15 @@ pub(crate) enum Attempt {
 struct Turns {
     after: Option<Turn>,
     count: usize,
+    apart: usize,
 }
 
-/// Leases and runs jobs as long as the node is there.
-pub(super) async fn work(app: Weak<App>) {
+/// Leases and runs jobs as long as the node is there. The leases that are there at the start are those of the process
+/// that this one follows, which ends its jobs itself; without one, nobody holds them.
+pub(super) async fn work(app: Weak<App>, follows: bool) {
     let Some(first) = app.upgrade() else { return };
-    // Whoever held a lease is gone: the data folder is locked by this process.
-    match first.jobs.queue.reclaim(now_ms(), true).await {
-        Ok(0) => {}
-        Ok(jobs) => tracing::warn!(jobs, "jobs were running when the server ended; they run again"),
-        Err(error) => tracing::error!(%error, "the jobs that were running could not be reclaimed"),
+    if !follows {
+        take_back_all(&first.jobs).await;
     }
     let wake = first.jobs.wake.clone();
     drop(first);
@@ -92,6 +91,14 @@ pub(super) async fn work(app: Weak<App>) {
     }
 }
 
+async fn take_back_all(jobs: &Jobs) {
+    match jobs.queue.reclaim(now_ms(), true).await {
+        Ok(0) => {}
+        Ok(jobs) => tracing::warn!(jobs, "jobs were running when the server ended; they run again"),
+        Err(error) => tracing::error!(%error, "the jobs that were running could not be reclaimed"),
+    }
+}
+
 /// Whether nothing may be leased any more.
 fn is_over(app: &App) -> bool {
     app.is_draining() || app.jobs.is_stopped()
@@ -100,7 +107,7 @@ fn is_over(app: &App) -> bool {
 /// Leases what there is room for; says when to look again at the latest.
 async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobError> {
     let jobs = &app.jobs;
-    let _leasing = jobs.leasing.lock().await;
+    let leasing = jobs.leasing.lock().await;
     if is_over(app) {
         return Ok(LOOK_INTERVAL);
     }
@@ -123,11 +130,13 @@ async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobErro
     let leased = look.leases.len();
     for lease in look.leases {
         let Some(permit) = permits.split(1) else { break };
-        tokio::spawn(run(app.clone(), lease, Some(permit)));
+        tokio::spawn(run(Running::new(app, &lease), lease, Some(permit)));
     }
     drop(permits);
+    drop(leasing);
     if !look.apart.is_empty() && (!look.has_others || turns.count.is_multiple_of(8)) {
-        run_apart(app, &look.apart).await?;
+        turns.apart = turns.apart.wrapping_add(1);
+        run_apart(app, &look.apart[turns.apart % look.apart.len()]).await?;
         jobs.wake.notify_one();
     } else if leased > 0 && jobs.workers.available_permits() > 0 {
         // Those that got everything they could have are asked again at once.
@@ -164,76 +173,97 @@ fn room_of(app: &App, tenant: &TenantName, lane: Lane) -> u32 {
     most.saturating_sub(app.jobs.busy(tenant, lane))
 }
 
-/// Runs jobs that were there when the node went down, twice or more, with no other job beside them: if one of them is
-/// to blame, the next time it convicts itself alone.
-async fn run_apart(app: &Arc<App>, tenants: &[TenantName]) -> Result<(), JobError> {
-    let all = app.jobs.workers.clone().acquire_many_owned(app.jobs.workers_max);
-    let Ok(_all) = all.await else { return Ok(()) };
-    let mut left = APART_MAX;
-    while left > 0 && !is_over(app) {
-        let before = left;
-        for tenant in tenants.iter().take(APART_MAX as usize) {
-            let now = now_ms();
-            let leases = app.jobs.queue.lease_apart(tenant.clone(), now, now + LEASE_MS);
-            for lease in leases.await? {
-                run(app.clone(), lease, None).await;
-                left = left.saturating_sub(1);
-            }
-        }
-        if left == before {
-            break;
-        }
+/// Runs a job that was there when the node went down, twice or more, with no other job beside it: if it is to blame,
+/// the next time it convicts itself alone. Where others take long, it gets its chance later: they would all wait with
+/// it.
+async fn run_apart(app: &Arc<App>, tenant: &TenantName) -> Result<(), JobError> {
+    let jobs = &app.jobs;
+    let all = jobs.workers.clone().acquire_many_owned(jobs.workers_max);
+    let Ok(Ok(_all)) = tokio::time::timeout(APART_WAIT, all).await else { return Ok(()) };
+    let leasing = jobs.leasing.lock().await;
+    if is_over(app) {
+        return Ok(());
+    }
+    let now = now_ms();
+    let leases = jobs.queue.lease_apart(tenant.clone(), now, now + LEASE_MS).await?;
+    let lease = leases.into_iter().next().map(|lease| (Running::new(app, &lease), lease));
+    drop(leasing);
+    if let Some((running, lease)) = lease {
+        run(running, lease, None).await;
     }
     Ok(())
 }
 
-/// What is true of a job only while it runs.
-struct Running<'a> {
-    jobs: &'a Jobs,
+/// A job that this process has leased, until its end is written down. It is there from the lease on, so that whoever
+/// ends all jobs misses none.
+struct Running {
+    app: Arc<App>,
     id: JobId,
+    aborted: Arc<Notify>,
+    /// There while it really runs.
+    busy: Option<Busy>,
+}
+
+impl Running {
+    fn new(app: &Arc<App>, lease: &Lease) -> Self {
+        let (id, aborted) = (lease.job.id, Arc::<Notify>::default());
+        app.jobs.running.insert(id, aborted.clone());
+        let busy = Some(Busy::new(app, &lease.job.tenant, lease.job.lane));
+        Running { app: app.clone(), id, aborted, busy }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Given back and leased again, the job may have another handle by now.
+        let is_own = |_: &JobId, other: &Arc<Notify>| Arc::ptr_eq(other, &self.aborted);
+        self.app.jobs.running.remove_if(&self.id, is_own);
+        self.app.jobs.ended.notify_waiters();
+    }
+}
+
+/// One of the jobs that a tenant has running.
+struct Busy {
+    app: Arc<App>,
     tenant: TenantName,
     lane: Lane,
-    aborted: Arc<Notify>,
 }
 
-impl<'a> Running<'a> {
-    fn new(jobs: &'a Jobs, lease: &Lease) -> Self {
-        let aborted = Arc::<Notify>::default();
-        jobs.running.insert(lease.job.id, aborted.clone());
-        jobs.change_busy(&lease.job.tenant, lease.job.lane, 1);
-        let (id, tenant, lane) = (lease.job.id, lease.job.tenant.clone(), lease.job.lane);
-        Running { jobs, id, tenant, lane, aborted }
+impl Busy {
+    fn new(app: &Arc<App>, tenant: &TenantName, lane: Lane) -> Self {
+        app.jobs.change_busy(tenant, lane, 1);
+        Busy { app: app.clone(), tenant: tenant.clone(), lane }
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.jobs.running.remove(&self.id);
-        self.jobs.change_busy(&self.tenant, self.lane, -1);
+        self.app.jobs.change_busy(&self.tenant, self.lane, -1);
     }
 }
 
-async fn run(app: Arc<App>, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
-    let running = Running::new(&app.jobs, &lease);
+async fn run(mut running: Running, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
+    let app = running.app.clone();
     let waited_ms = now_ms().saturating_sub(lease.job.ready_ms);
     histogram!("sandpiper_job_wait_seconds").record(waited_ms as f64 / 1e3);
     if app.settings.access_log {
         let job = &lease.job;
         tracing::info!(job = %job.id, attempt = lease.attempt, tenant = %job.tenant, "job begins");
     }
-    let attempt = tokio::select! {
-        attempt = attempt(&app, &lease) => attempt,
-        // Taken back by its owner, given back by the node, or by now another's.
-        () = running.aborted.notified() => None,
+    let end = tokio::select! {
+        biased;
+        attempt = attempt(&app, &lease) => attempt.map(|attempt| end(&lease, attempt)),
+        // Where its owner has taken it back, the lease is no more, and nothing is given back.
+        () = running.aborted.notified() => Some(Err(given_back())),
         () = keep(&app, &lease) => None,
     };
-    drop(running);
+    running.busy = None;
     // The next job need not wait for the disk.
     drop(permit);
     app.jobs.wake.notify_one();
-    let Some(attempt) = attempt else { return };
+    let Some(end) = end else { return };
     let (id, token) = (lease.job.id, lease.token);
-    let (outcome, ended) = match end(&lease, attempt) {
+    let (outcome, ended) = match end {
         Ok(end) => {
             let outcome = if matches!(end, End::Done(_)) { "done" } else { "dead" };
             (outcome, insist(|| app.jobs.queue.ack(id, token, end.clone(), now_ms())).await)
@@ -330,6 +360,12 @@ fn end(lease: &Lease, attempt: Attempt) -> Result<End, Again> {
         });
     }
     Err(Again { not_before_ms, error, counts })
+}
+
+/// What becomes of a job that is ended in the middle through no fault of its own.
+fn given_back() -> Again {
+    let error = "the server ended while it ran".to_owned();
+    Again { not_before_ms: now_ms(), error, counts: false }
 }
 
 /// One invocation for a job or a line of a batch.
