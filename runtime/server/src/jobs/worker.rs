@@ -10,15 +10,16 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full};
 use metrics::histogram;
-use sandpiper_control::{Found, Turn};
+use sandpiper_control::{Counted, Found, Turn};
 use sandpiper_domain::{
     Again, End, FunctionName, JobError, JobId, JobQueue, JobRequest, JobResult, Lane, Lease,
     Selector, TenantName,
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::{Jobs, now_ms, retry};
+use super::{Jobs, bytes_max, now_ms, retry};
 use crate::{
+    admission::Transferred,
     app::App,
     batches,
     dispatch::{self, Work},
@@ -112,9 +113,12 @@ async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobErro
     let Ok(mut permits) = jobs.workers.clone().try_acquire_many_owned(free) else {
         return Ok(LOOK_INTERVAL);
     };
+    let free_of_shards = jobs.shard_workers.available_permits() as u32;
+    let shard_permits = jobs.shard_workers.clone().try_acquire_many_owned(free_of_shards);
+    let Ok(mut shard_permits) = shard_permits else { return Ok(LOOK_INTERVAL) };
     let plan = {
         let app = app.clone();
-        move |lanes: &[(TenantName, Lane)]| shares(&app, lanes, free)
+        move |lanes: &[(TenantName, Lane)]| shares(&app, lanes, free, free_of_shards)
     };
     let now = now_ms();
     let look = jobs.queue.lease_next(turns.after.take(), plan, now, now + LEASE_MS).await?;
@@ -122,10 +126,14 @@ async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobErro
     turns.count = turns.count.wrapping_add(1);
     let leased = look.leases.len();
     for lease in look.leases {
-        let Some(permit) = permits.split(1) else { break };
+        let permits = match lease.job.lane {
+            Lane::Batch => &mut shard_permits,
+            Lane::Interactive | Lane::Job => &mut permits,
+        };
+        let Some(permit) = permits.split(1) else { continue };
         tokio::spawn(run(app.clone(), lease, Some(permit)));
     }
-    drop(permits);
+    drop((permits, shard_permits));
     if !look.apart.is_empty() && (!look.has_others || turns.count.is_multiple_of(8)) {
         run_apart(app, &look.apart).await?;
         jobs.wake.notify_one();
@@ -137,14 +145,15 @@ async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobErro
     Ok(due.unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL))
 }
 
-/// How the free workers are shared out. Shards take what jobs leave.
-fn shares(app: &App, lanes: &[(TenantName, Lane)], free: u32) -> Vec<usize> {
-    let share = free.div_ceil(lanes.len().max(1) as u32).min(LEASES_MAX);
+/// How the free workers are shared out, those of jobs and those of shards.
+fn shares(app: &App, lanes: &[(TenantName, Lane)], free: u32, free_of_shards: u32) -> Vec<usize> {
     let mut counts = vec![0; lanes.len()];
-    let mut left = free;
-    for is_shards in [false, true] {
+    for (is_shards, mut left) in [(false, free), (true, free_of_shards)] {
+        let is_of_kind = |lane: &Lane| (*lane == Lane::Batch) == is_shards;
+        let among = lanes.iter().filter(|(_, lane)| is_of_kind(lane)).count();
+        let share = left.div_ceil(among.max(1) as u32).min(LEASES_MAX);
         let of_kind = lanes.iter().zip(&mut counts);
-        for ((tenant, lane), count) in of_kind.filter(|of| (of.0.1 == Lane::Batch) == is_shards) {
+        for ((tenant, lane), count) in of_kind.filter(|((_, lane), _)| is_of_kind(lane)) {
             let room = room_of(app, tenant, *lane).min(share).min(left);
             left -= room;
             *count = room as usize;
@@ -153,12 +162,16 @@ fn shares(app: &App, lanes: &[(TenantName, Lane)], free: u32) -> Vec<usize> {
     counts
 }
 
-/// How many more jobs of a tenant may run: as many as it may have sandboxes, and of shards half.
+/// How many more jobs of a tenant may run: as many as it may have invocations. Of shards half, and half of the node's
+/// at most, which is as many as may run at once: the other half is for whoever comes next.
 fn room_of(app: &App, tenant: &TenantName, lane: Lane) -> u32 {
+    if app.jobs.pauses.has(tenant, lane) {
+        return 0;
+    }
     let concurrency =
         app.catalog.snapshot().tenant(tenant).map_or(1, |tenant| tenant.limits.concurrency);
     let most = match lane {
-        Lane::Batch => (concurrency / 2).min(app.jobs.workers_max / 2).max(1),
+        Lane::Batch => (concurrency / 2).min(app.jobs.shard_workers_max.div_ceil(2)).max(1),
         Lane::Interactive | Lane::Job => concurrency,
     };
     most.saturating_sub(app.jobs.busy(tenant, lane))
@@ -169,6 +182,8 @@ fn room_of(app: &App, tenant: &TenantName, lane: Lane) -> u32 {
 async fn run_apart(app: &Arc<App>, tenants: &[TenantName]) -> Result<(), JobError> {
     let all = app.jobs.workers.clone().acquire_many_owned(app.jobs.workers_max);
     let Ok(_all) = all.await else { return Ok(()) };
+    let shards = app.jobs.shard_workers.clone().acquire_many_owned(app.jobs.shard_workers_max);
+    let Ok(_shards) = shards.await else { return Ok(()) };
     let mut left = APART_MAX;
     while left > 0 && !is_over(app) {
         let before = left;
@@ -236,7 +251,10 @@ async fn run(app: Arc<App>, lease: Lease, permit: Option<OwnedSemaphorePermit>) 
     let (outcome, ended) = match end(&lease, attempt) {
         Ok(end) => {
             let outcome = if matches!(end, End::Done(_)) { "done" } else { "dead" };
-            (outcome, insist(|| app.jobs.queue.ack(id, token, end.clone(), now_ms())).await)
+            let most = app.catalog.snapshot().tenant(&lease.job.tenant).map(|t| t.limits);
+            let most = most.map_or(0, |limits| bytes_max(&limits));
+            let ack = || app.jobs.queue.ack(id, token, end.clone(), most, now_ms());
+            (outcome, insist(ack).await)
         }
         Err(again) => {
             let outcome = if again.counts { "failed" } else { "refused" };
@@ -253,9 +271,9 @@ async fn run(app: Arc<App>, lease: Lease, permit: Option<OwnedSemaphorePermit>) 
 }
 
 /// What is refused for want of room is tried again: the work is done, and would be lost.
-async fn insist<F>(mut ask: impl FnMut() -> F) -> Result<(), JobError>
+pub(crate) async fn insist<F, T>(mut ask: impl FnMut() -> F) -> Result<T, JobError>
 where
-    F: Future<Output = Result<(), JobError>>,
+    F: Future<Output = Result<T, JobError>>,
 {
     const TIMES: u32 = 100;
     for _ in 0..TIMES {
@@ -288,12 +306,24 @@ async fn attempt(app: &Arc<App>, lease: &Lease) -> Option<Attempt> {
         return batches::run(app, lease).await;
     }
     let job = &lease.job;
+    let (mut body, mut _room) = (job.body.clone(), None);
+    if let Some((digest, size)) = lease.blob {
+        _room = app.jobs.running_bodies.room(size).await;
+        match batches::blocking(app, move |app| app.jobs.queue.work(&digest)).await {
+            Ok(bytes) => body = bytes,
+            Err(error) => {
+                tracing::error!(job = %job.id, %error, "a job's body cannot be read");
+                let error = "the request's body cannot be read".to_owned();
+                return Some(Attempt::Failed { error, retry_after_s: None });
+            }
+        }
+    }
     let call = Call {
         tenant: &job.tenant,
         function: &job.function,
         selector: &job.selector,
         request: &job.request,
-        body: job.body.clone(),
+        body,
         lane: job.lane,
         id: job.id,
         attempt: lease.attempt,
@@ -355,9 +385,19 @@ impl Call<'_> {
             return Attempt::Hopeless("the function is gone, or that version of it".to_owned());
         };
         let version = work.version.version;
+        if self.lane == Lane::Batch {
+            // A job's body was counted when it came.
+            Transferred::new(work.runtime.meter.clone(), Counted::BytesIn).add(self.body.len());
+        }
         let response = match dispatch::run(app, work, request).await {
             Ok(response) => response,
-            Err(problem) => return refused(&problem),
+            Err(problem) => {
+                if retry::is_of_tenant(&problem) {
+                    let pause_ms = u64::from(problem.retry_after_s.unwrap_or(1)) * 1_000;
+                    app.jobs.pauses.begin(self.tenant, self.lane, pause_ms);
+                }
+                return refused(&problem);
+            }
         };
         let (parts, mut body) = response.into_parts();
         let mut bytes = BytesMut::new();
