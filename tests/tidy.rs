@@ -27,10 +27,11 @@ const READ_THE_ENVIRONMENT: [&str; 0] = [];
 const KNOW_STATUS: [&str; 1] = ["runtime/sandbox/src/body.rs"];
 
 /// The bad inputs, as the first thing on each line of `tests/bad_input.txt`.
-const BAD_INPUTS: [&str; 45] = [
+const BAD_INPUTS: [&str; 46] = [
     "not Wasm",
     "a core module without metadata",
     "a component with no incoming-handler",
+    "a component whose types nest deeply",
     "an import outside the list",
     "a precompiled file",
     "an empty body",

@@ -17,6 +17,7 @@ mod host;
 mod invoke;
 mod limits;
 mod log;
+mod nesting;
 mod ready;
 mod state;
 mod upload;

@@ -110,7 +110,6 @@ pub(super) struct Place {
     pub(super) crashes: u32,
     pub(super) lease: u64,
     pub(super) lease_until_ms: u64,
-    pub(super) result_ttl_ms: u64,
     pub(super) webhook: bool,
 }
 
@@ -119,7 +118,7 @@ impl Place {
         let mut statement = connection
             .prepare_cached(
                 "SELECT tenant, state, lane, priority, ready_ms, attempts, attempts_max, crashes, lease, \
-                 lease_until_ms, result_ttl_ms, webhook IS NOT NULL FROM jobs WHERE id = ?1",
+                 lease_until_ms, webhook IS NOT NULL FROM jobs WHERE id = ?1",
             )
             .map_err(failed)?;
         let mut rows = statement.query(params![key(id)]).map_err(failed)?;
@@ -138,8 +137,7 @@ impl Place {
             crashes: row.get(7).map_err(failed)?,
             lease: count(8)?,
             lease_until_ms: count(9)?,
-            result_ttl_ms: count(10)?,
-            webhook: row.get(11).map_err(failed)?,
+            webhook: row.get(10).map_err(failed)?,
         }))
     }
 

@@ -14,6 +14,9 @@ use super::steps;
 const WAITING_MAX: usize = 8192;
 /// Commands in one transaction.
 const GROUP_MAX: usize = 1024;
+/// Where others came together with the last, so many are waited for, and so long: a sync costs more than that.
+const GATHER_MIN: usize = 32;
+const GATHER: Duration = Duration::from_micros(300);
 /// Transactions between two checkpoints at most, and commands in them.
 const COMMITS_MAX: u32 = 1_000;
 const COMMANDS_MAX: usize = 20_000;
@@ -41,7 +44,8 @@ pub(super) fn start(
     observer: CommitObserver,
 ) -> std::io::Result<SyncSender<Command>> {
     let (sender, receiver) = sync_channel(WAITING_MAX);
-    let writer = Writer { connection, observer, broken: None, commits: 0, commands: 0 };
+    let writer =
+        Writer { connection, observer, broken: None, are_many: false, commits: 0, commands: 0 };
     std::thread::Builder::new().name("jobs".to_owned()).spawn(move || writer.run(&receiver))?;
     Ok(sender)
 }
@@ -51,6 +55,8 @@ struct Writer {
     observer: CommitObserver,
     /// Set by a commit that may or may not have reached the disk: read-only until a restart finds out.
     broken: Option<String>,
+    /// Whether the last transaction was of more than one command.
+    are_many: bool,
     /// Since the last checkpoint.
     commits: u32,
     commands: usize,
@@ -61,8 +67,13 @@ impl Writer {
         loop {
             match receiver.recv_timeout(IDLE) {
                 Ok(first) => {
-                    let rest = std::iter::from_fn(|| receiver.try_recv().ok());
-                    let group = std::iter::once(first).chain(rest).take(GROUP_MAX).collect();
+                    let mut group = vec![first];
+                    gather(receiver, &mut group);
+                    if self.are_many && group.len() < GATHER_MIN {
+                        std::thread::sleep(GATHER);
+                        gather(receiver, &mut group);
+                    }
+                    self.are_many = group.len() > 1;
                     self.commit(group);
                 }
                 Err(RecvTimeoutError::Timeout) if self.commits > 0 => self.checkpoint(),
@@ -121,6 +132,12 @@ impl Writer {
             tracing::warn!(%error, "the queue's log could not be checkpointed");
         }
     }
+}
+
+/// Takes what has come meanwhile.
+fn gather(receiver: &Receiver<Command>, group: &mut Vec<Command>) {
+    let room = GROUP_MAX - group.len();
+    group.extend(receiver.try_iter().take(room));
 }
 
 /// Does `work` whole or not at all, whatever becomes of the other commands of its group.

@@ -37,7 +37,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often files that nothing names are deleted, in units of the above.
 const SWEEP_ROUNDS: u64 = 1_200;
 /// Workers for each core, unless the settings say otherwise. Most of them wait: for models, or for the disk.
-const WORKERS_PER_CORE: usize = 32;
+const WORKERS_PER_CORE: usize = 128;
 /// Workers of shards for each core. They are apart from those of jobs: a shard has its worker for long.
 const SHARD_WORKERS_PER_CORE: usize = 2;
 /// Bodies that are being read may take so many of these together.
