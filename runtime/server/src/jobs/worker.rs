@@ -385,11 +385,14 @@ impl Call<'_> {
             return Attempt::Hopeless("the function is gone, or that version of it".to_owned());
         };
         let version = work.version.version;
-        if self.lane == Lane::Batch {
-            // A job's body was counted when it came.
-            Transferred::new(work.runtime.meter.clone(), Counted::BytesIn).add(self.body.len());
+        let meter = work.runtime.meter.clone();
+        let ran = dispatch::run(app, work, request).await;
+        let is_refused = matches!(&ran, Err(problem) if retry::is_refusal(problem));
+        if self.lane == Lane::Batch && self.attempt == 1 && !is_refused {
+            // A line is billed as a request's body would be; that of a job was when it came.
+            Transferred::new(meter, Counted::BytesIn).add(self.body.len());
         }
-        let response = match dispatch::run(app, work, request).await {
+        let response = match ran {
             Ok(response) => response,
             Err(problem) => {
                 if retry::is_of_tenant(&problem) {
