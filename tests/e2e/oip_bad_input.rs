@@ -147,7 +147,7 @@ fn lengths_of_binary_tensors_must_add_up() {
         (head("BYTES", "[1]", 6), b"\xff\xff\xff\xffab".to_vec(), "length is 4294967295"),
         (head("BYTES", "[2]", 6), b"\x02\0\0\0ab".to_vec(), "2 elements; 1 were given"),
         (head("BYTES", "[1]", 2), b"ab".to_vec(), "no whole BYTES element"),
-        (head("BYTES", "[1]", 6), b"\x02\0\0\0ab".to_vec(), "numbers and booleans"),
+        (head("BYTES", "[1]", 6), b"\x02\0\0\0ab".to_vec(), "is BYTES; the model takes FP32"),
         (head("BF16", "[1,4]", 8), vec![0; 8], "BF16"),
     ] {
         let said = refused(binary(&tenant, &head.len().to_string(), &whole(&head, &data)), 400);

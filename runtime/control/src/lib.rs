@@ -27,7 +27,7 @@ pub use jobs::{
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};
 pub use rollout::{
-    BAKE_MAX, EndedRollout, Health, NewRollout, Observed, Rollout, RolloutEnd, Verdict, judge,
+    BAKE_MAX, EndedRollout, Health, NewRollout, Observed, Rollout, RolloutEnd, Seen, Verdict, judge,
 };
 pub use store::{DataFolder, FolderBlobs, SqliteStore};
 pub use usage::{

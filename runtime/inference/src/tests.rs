@@ -10,4 +10,5 @@ mod rewrite;
 mod rows;
 mod scheduler;
 mod sizes;
+mod strings;
 mod threads;

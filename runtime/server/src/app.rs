@@ -27,7 +27,7 @@ use crate::{
     jobs::{self, Jobs},
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
-    rollouts,
+    rollouts::{self, Rollouts},
     scaling::Scaling,
 };
 
@@ -45,6 +45,7 @@ pub(crate) struct App {
     pub(crate) models: Arc<CatalogModels>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
+    pub(crate) rollouts: Rollouts,
     pub(crate) jobs: Jobs,
     pub(crate) scaling: Arc<Scaling>,
     pub(crate) deployments: Deployments,
@@ -68,10 +69,8 @@ pub(crate) struct App {
 impl App {
     /// Opens the data folder and starts every plane. Needs a tokio runtime.
     pub(crate) fn open(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<Arc<Self>> {
-        let policies = match &settings.policies {
-            Some(folder) => Policies::load(folder)?,
-            None => Policies::shipped()?,
-        };
+        let policies = settings.policies.as_deref();
+        let policies = policies.map_or_else(Policies::shipped, Policies::load)?;
         let folder = DataFolder::open(&settings.data)
             .with_context(|| format!("the data folder {}", settings.data.display()))?;
         let operator_key = operator_key(&settings, &folder)?;
@@ -114,6 +113,7 @@ impl App {
             jobs,
             functions: FunctionRuntimes::new(scaling.clone()),
             scaling,
+            rollouts: Rollouts::default(),
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,

@@ -15,7 +15,6 @@ use crate::{
     models::blob_of,
     scaling::Scaling,
     telemetry::{self, FunctionMetrics},
-    window::VersionWindow,
 };
 
 /// One function version at work on this node.
@@ -31,7 +30,6 @@ pub(crate) struct FunctionRuntime {
     pub(crate) gate: Gate,
     pub(crate) log: Arc<FunctionLog>,
     pub(crate) metrics: Arc<FunctionMetrics>,
-    pub(crate) window: VersionWindow,
     pub(crate) meter: Arc<Meter>,
     pub(crate) habits: Habits,
 }
@@ -171,7 +169,6 @@ impl FunctionRuntimes {
             gate,
             log,
             metrics,
-            window: VersionWindow::default(),
             meter,
             habits: Habits::default(),
         });

@@ -272,7 +272,7 @@ impl From<LoadError> for Problem {
             }
             "unsupported_variant" => "export the model without this use of the operator",
             "unsupported_type" => {
-                "use numbers and booleans; train classifiers on integer labels instead of strings"
+                "use numbers and booleans, and strings only as categories that go in and labels that come out"
             }
             "invalid_sample" => "send samples that the model can run on; see its inputs",
             "model_memory" | "model_cpu" => {

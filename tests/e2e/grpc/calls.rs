@@ -36,6 +36,10 @@ fn bytes_of(datatype: &str, value: &Value) -> Vec<u8> {
         "UINT16" | "INT16" => integer().to_le_bytes()[..2].to_vec(),
         "UINT32" | "INT32" => integer().to_le_bytes()[..4].to_vec(),
         "UINT64" | "INT64" => integer().to_le_bytes()[..8].to_vec(),
+        "BYTES" => {
+            let text = value.as_str().unwrap();
+            [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat()
+        }
         other => panic!("{other}"),
     }
 }
@@ -58,6 +62,10 @@ fn contents(datatype: &str, data: &[Value]) -> Option<InferTensorContents> {
             all.uint_contents = data.iter().map(|v| uint(v).try_into().unwrap()).collect();
         }
         "UINT64" => all.uint64_contents = data.iter().map(uint).collect(),
+        "BYTES" => {
+            let texts = data.iter().map(|v| v.as_str().unwrap().as_bytes().to_vec().into());
+            all.bytes_contents = texts.collect();
+        }
         _ => return None,
     }
     Some(all)

@@ -9,6 +9,7 @@ mod message;
 mod bad_input;
 mod budget;
 mod calls;
+mod loads;
 mod reading;
 mod streams;
 

@@ -17,7 +17,6 @@ use sandpiper_domain::{AliasName, FunctionName, Manifest, Scope, TenantName};
 use sandpiper_sandbox::{Purpose, UploadError, check};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Reply,
@@ -27,7 +26,7 @@ use super::{
     upload,
     versions::{PutQuery, aliases_of, retention_json, target_json, timestamp},
 };
-use crate::{app::App, respond::Problem};
+use crate::{app::App, respond::Problem, uploads};
 
 fn url(tenant: &TenantName, function: &FunctionName) -> String {
     format!("/fn/{tenant}/{function}")
@@ -138,7 +137,7 @@ pub(super) async fn put(
 ) -> Reply {
     let tenant = caller.tenant(&app, Scope::Deploy)?;
     let name: FunctionName = name.parse().map_err(Problem::invalid_name)?;
-    let permits = take_upload(&app, &tenant)?;
+    let permits = uploads::enter(&app, &tenant)?;
     let (source, manifest) = upload::component(request, tenant.limits.component_mib).await?;
     let manifest = match manifest {
         None => Manifest::of(name.clone()),
@@ -153,23 +152,6 @@ pub(super) async fn put(
     let work = deploy(app.clone(), tenant.clone(), source, manifest, query.activate);
     deployments::run(&app, subject::<Function>(&tenant.name, &name), query.wait, permits, work)
         .await
-}
-
-/// A place among the tenant's uploads and one among the node's. They are held until the upload's bytes are gone.
-pub(super) fn take_upload(
-    app: &App,
-    tenant: &Tenant,
-) -> Result<[OwnedSemaphorePermit; 2], Problem> {
-    let of_tenant = app.admission(tenant).uploads.clone().try_acquire_owned().map_err(|_| {
-        Problem::too_many(
-            "upload_limit",
-            "as many uploads of this tenant are being worked on as may be",
-        )
-    })?;
-    let of_node = app.uploads.clone().try_acquire_owned().map_err(|_| {
-        Problem::busy("node_saturated", "the node is busy with other uploads; try again shortly")
-    })?;
-    Ok([of_tenant, of_node])
 }
 
 /// Judge, compile, store, publish; only then does anybody hear of it.

@@ -19,6 +19,7 @@ use crate::{
     fleet::Running,
     functions::FunctionRuntime,
     respond::{ERROR_HEADER, Problem},
+    window::Trial,
 };
 
 /// How long a request waits for code that has to be loaded or compiled first.
@@ -35,6 +36,8 @@ pub(crate) struct Work {
     pub(crate) runtime: Arc<FunctionRuntime>,
     pub(crate) lane: Lane,
     pub(crate) request_id: Arc<str>,
+    /// There where a rollout has sent it.
+    pub(crate) trial: Option<Trial>,
 }
 
 /// Gates, code, sandbox. The response's body keeps the places.
@@ -48,7 +51,7 @@ where
     B::Error: std::error::Error,
 {
     let began = Instant::now();
-    let Work { version, grant, runtime, lane, request_id } = work;
+    let Work { version, grant, runtime, lane, request_id, trial } = work;
     let share = match lane {
         Lane::Batch => Share { band: Band::Low, ..grant.tenant.share() },
         Lane::Interactive | Lane::Job => grant.tenant.share(),
@@ -57,6 +60,7 @@ where
     let waiting = runtime.fleet.wait();
     let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
     drop(waiting);
+    let trial = trial.map(|trial| (Arc::new(trial), Instant::now()));
     let (running, ready) = Running::begin(&runtime, &grant, entry.clone());
     let source = match ready {
         Some(sandbox) => Source::Ready(sandbox),
@@ -67,8 +71,14 @@ where
         Box::new(move |sandbox| running.keep(sandbox)) as Keeper
     });
     let access = app.settings.access_log.then(|| Access::of(&grant, &version, &request_id));
-    let observer =
-        Box::new(End { running: running.clone(), lane, began, access, _entry: entry.clone() });
+    let observer = Box::new(End {
+        running: running.clone(),
+        lane,
+        began,
+        trial: trial.clone(),
+        access,
+        _entry: entry.clone(),
+    });
     let invocation = Invocation {
         grant,
         log: runtime.log.clone(),
@@ -79,13 +89,12 @@ where
         keeper,
     };
     let mut response = app.sandboxes.invoke(source, request, invocation).await?;
+    if let Some((trial, _)) = &trial {
+        trial.answered(response.status());
+    }
     if response.status().is_informational() {
         // Not the last word of any exchange, and no function may switch protocols.
-        runtime.window.failed();
         return Err(Fault::NoResponse.into());
-    }
-    if response.status().is_server_error() {
-        runtime.window.failed();
     }
     // This header is ours to set.
     response.headers_mut().remove(ERROR_HEADER);
@@ -134,6 +143,8 @@ struct End {
     running: Arc<Running>,
     lane: Lane,
     began: Instant,
+    /// With the moment it was let in: what it waited for before that was others.
+    trial: Option<(Arc<Trial>, Instant)>,
     access: Option<Access>,
     _entry: Arc<Entry>,
 }
@@ -160,7 +171,9 @@ impl Observer for End {
         let took = self.began.elapsed();
         let runtime = self.running.runtime();
         runtime.metrics.record(outcome, &usage, took);
-        runtime.window.record(outcome, took);
+        if let Some((trial, entered)) = &self.trial {
+            trial.ended(outcome, entered.elapsed());
+        }
         runtime.meter.invoked(outcome, &usage, self.lane);
         if outcome == Outcome::Completed {
             runtime.habits.learn(&usage);

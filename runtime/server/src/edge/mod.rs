@@ -31,12 +31,14 @@ mod lifetime;
 mod pace;
 mod successor;
 mod watched;
+mod whole;
 
 pub(crate) use body::EdgeBody;
 pub use lifetime::Ended;
 pub(crate) use lifetime::{Phase, serve};
 pub(crate) use pace::{Paced, TooSlow};
 pub(crate) use watched::{Unread, Watched};
+pub(crate) use whole::Whole;
 
 use crate::{
     api,

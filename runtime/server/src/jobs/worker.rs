@@ -438,9 +438,10 @@ impl Call<'_> {
         let snapshot = app.catalog.snapshot();
         let (tenant, function) = (self.tenant.as_str(), self.function.as_str());
         let found = snapshot.find_function(tenant, function, self.selector, |alias| {
-            sticky::pick(alias, tenant, function, headers).0
-        });
-        let Found { tenant, version, grant } = found?;
+            sticky::pick(alias, tenant, function, "", headers).0
+        })?;
+        let trial = app.rollouts.trial(&found, self.selector);
+        let Found { tenant, version, grant, .. } = found;
         // Whoever took the name of a tenant that is gone must not run its jobs.
         let tenant_ms = tenant.created_at.unix_timestamp_nanos() / 1_000_000;
         if tenant_ms > i128::from(self.created_ms) {
@@ -450,7 +451,7 @@ impl Call<'_> {
         let runtime = app.functions.get(&tenant.name, self.function, version, admission);
         let request_id = self.id.to_string().into();
         let (version, grant) = (version.clone(), grant.clone());
-        Some(Work { version, grant, runtime, lane: self.lane, request_id })
+        Some(Work { version, grant, runtime, lane: self.lane, request_id, trial })
     }
 
     fn request(&self) -> Option<Request<Full<Bytes>>> {

@@ -13,7 +13,7 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-use crate::oip::OipError;
+use crate::oip::{OipError, repository::PARAMETERS_MAX};
 
 /// What a client sent: a message, or why it is none. A message that is none does not end the stream that it came in.
 pub(super) type Decoded<Q> = Result<Q, OipError>;
@@ -135,12 +135,33 @@ impl Growth {
 /// Looks through a `ModelInferRequest` before it is decoded. Refuses one of more parts than [`PARTS_MAX`].
 pub(super) fn growth(message: &[u8]) -> Result<Growth, OipError> {
     let mut growth = Growth::default();
-    count(message, OF_INFERENCE, &mut growth)?;
+    count("ModelInferRequest", message, OF_INFERENCE, &mut growth)?;
     Ok(growth)
 }
 
-fn count(mut bytes: &[u8], levels: &[Level], growth: &mut Growth) -> Result<(), OipError> {
-    let malformed = || OipError::invalid("the message is no ModelInferRequest: it is malformed");
+/// The `parameters` of a load, each with its value.
+const OF_LOAD: &[Level] = &[level(3, Below::Parts(&[level(2, Below::Parts(&[]))]))];
+
+/// Looks through a `RepositoryModelLoadRequest` before it is decoded. Each parameter is four parts, and two are names.
+pub(super) fn check_load(message: &[u8]) -> Result<(), OipError> {
+    let mut growth = Growth::default();
+    count("RepositoryModelLoadRequest", message, OF_LOAD, &mut growth)?;
+    match growth.parts as usize > 2 + 4 * PARAMETERS_MAX {
+        true => {
+            let text = format!("a load has at most {PARAMETERS_MAX} parameters");
+            Err(OipError::invalid(text))
+        }
+        false => Ok(()),
+    }
+}
+
+fn count(
+    name: &str,
+    mut bytes: &[u8],
+    levels: &[Level],
+    growth: &mut Growth,
+) -> Result<(), OipError> {
+    let malformed = || OipError::invalid(format!("the message is no {name}: it is malformed"));
     while !bytes.is_empty() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| malformed())?;
         let length = match wire_type {
@@ -165,7 +186,7 @@ fn count(mut bytes: &[u8], levels: &[Level], growth: &mut Growth) -> Result<(), 
             growth.numbers += 1;
         } else if let Some(level) = levels.iter().find(|level| level.tag == tag) {
             match &level.below {
-                Below::Parts(below) => count(part, below, growth)?,
+                Below::Parts(below) => count(name, part, below, growth)?,
                 Below::Varints => {
                     // The last byte of each has its highest bit clear.
                     growth.numbers += part.iter().filter(|byte| **byte < 0x80).count();
@@ -230,6 +251,31 @@ mod tests {
         // The input, its contents, and three lists.
         assert_eq!(growth, Growth { parts: 5, numbers: 1012 });
         assert_eq!(growth.number_bytes(), 8096);
+    }
+
+    #[test]
+    fn the_parameters_of_a_load_are_counted_before_they_are_decoded() {
+        use crate::oip::grpc::message::{
+            ModelRepositoryParameter, RepositoryModelLoadRequest,
+            model_repository_parameter::ParameterChoice,
+        };
+        let with = |parameters: usize| {
+            let value = || {
+                let choice = ParameterChoice::BytesParam(bytes::Bytes::from_static(b"file"));
+                ModelRepositoryParameter { parameter_choice: Some(choice) }
+            };
+            let request = RepositoryModelLoadRequest {
+                repository_name: "r".to_owned(),
+                model_name: "m".to_owned(),
+                parameters: (0..parameters).map(|n| (format!("p{n}"), value())).collect(),
+            };
+            check_load(&request.encode_to_vec())
+        };
+        assert_eq!(with(PARAMETERS_MAX), Ok(()));
+        assert!(matches!(with(PARAMETERS_MAX + 1), Err(OipError::InvalidArgument(_))));
+        // Parameters of two bytes each.
+        let empty = [3 << 3 | 2, 0].repeat(1 << 20);
+        assert!(matches!(check_load(&empty), Err(OipError::TooLarge(_))));
     }
 
     proptest::proptest! {

@@ -91,18 +91,20 @@ impl Frames {
         Ok(Some(Head { is_packed, length }))
     }
 
-    /// Reads the message, which is charged as it comes.
+    /// Reads the message, which is charged as it comes where there is a charge.
     pub(super) async fn message(
         &mut self,
         head: Head,
-        charge: &mut Charge,
+        mut charge: Option<&mut Charge>,
     ) -> Result<Frame, OipError> {
         if self.buffer.len() < head.length {
             let time = TIME_FREE + Duration::from_secs(head.length as u64 / RATE_BYTES);
             let whole = tokio::time::timeout(time, async {
                 while self.buffer.len() < head.length {
                     // What was announced is taken at its word only as far as it has come.
-                    charge.cover(self.buffer.len() as u64 + crate::budget::FLOOR_BYTES)?;
+                    if let Some(charge) = &mut charge {
+                        charge.cover(self.buffer.len() as u64 + crate::budget::FLOOR_BYTES)?;
+                    }
                     if !self.fill().await? {
                         return Err(broke_off());
                     }
@@ -146,6 +148,13 @@ fn broke_off() -> OipError {
     OipError::invalid("the request broke off before its message was whole")
 }
 
+impl Head {
+    /// Whether the message may take more than so many bytes.
+    pub(super) fn may_exceed(&self, bytes: usize) -> bool {
+        self.is_packed || self.length > bytes
+    }
+}
+
 impl Frame {
     /// The bytes that it takes as it is.
     pub(super) fn len(&self) -> usize {
@@ -157,15 +166,15 @@ impl Frame {
     }
 
     /// The message's bytes. Takes long where they are packed.
-    pub(super) fn unpack(self, charge: &mut Charge) -> Result<Bytes, OipError> {
-        match self.is_packed {
-            true => {
-                let unpacked =
-                    Encoding::Gzip.unpack_charged(&self.bytes, self.bytes_max, charge)?;
-                unpacked.ok_or_else(|| too_long(self.bytes_max))
-            }
-            false => Ok(self.bytes),
+    pub(super) fn unpack(self, charge: Option<&mut Charge>) -> Result<Bytes, OipError> {
+        if !self.is_packed {
+            return Ok(self.bytes);
         }
+        let unpacked = match charge {
+            Some(charge) => Encoding::Gzip.unpack_charged(&self.bytes, self.bytes_max, charge)?,
+            None => Encoding::Gzip.unpack(&self.bytes, self.bytes_max)?,
+        };
+        unpacked.ok_or_else(|| too_long(self.bytes_max))
     }
 }
 

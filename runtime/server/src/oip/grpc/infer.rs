@@ -100,7 +100,7 @@ impl Unary<'_> {
         let tensor_bytes_max = self.caller.tensor_bytes_max();
         let work = move |place: &mut Place| {
             let read = || {
-                let bytes = frame.unpack(&mut place.charge)?;
+                let bytes = frame.unpack(Some(&mut place.charge))?;
                 let growth = codec::growth(&bytes)?;
                 if growth.number_bytes() > tensor_bytes_max {
                     let text = "the request's contents are more than the tensors that the tenant's tier allows";
@@ -179,7 +179,7 @@ impl Reading {
     fn call(&self, request: &mut ModelInferRequest) -> Result<(NamedModel, InferCall), OipError> {
         let parameters = Parameters::read(request)?;
         let model = self.fitting(request)?;
-        let inputs = tensors::inputs(request)?;
+        let inputs = tensors::inputs(request, &model.model.version.signature)?;
         let outputs = std::mem::take(&mut request.outputs).into_iter().map(|output| {
             if let Some(key) = output.parameters.keys().find(|key| is_unsupported(key)) {
                 let text = format!("this server has no `{}` of outputs", shown(key));

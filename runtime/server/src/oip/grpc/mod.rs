@@ -2,7 +2,8 @@
 //!
 //! 1. The edge brings what is gRPC here, whatever its path: an unknown method must be told in gRPC's way.
 //! 2. For an inference the key is checked and the tenant's gate passed before a byte of the message is read, in a
-//!    stream for each of its messages anew. Other calls have short messages, which tonic reads.
+//!    stream for each of its messages anew. A load is read like an upload. Other calls have
+//!    short messages, which tonic reads.
 //! 3. [`frames`] reads the message with the tenant's limit of size, and charges its bytes; [`codec`] counts what it
 //!    becomes, which is charged too, before it is decoded; and a long one is compared with its model by its [`outline`]
 //!    first.
@@ -14,10 +15,12 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use prost::Message;
+use sandpiper_domain::Scope;
 use tonic::{Code, Status, body::Body, codec::CompressionEncoding, server};
 use tower::service_fn;
 
@@ -43,12 +46,13 @@ use message::{
 };
 use stream::InferStream;
 
-use super::{Caller, OipError};
+use super::{Caller, OipError, Place, place::INLINE_BYTES_MAX};
 use crate::{
     app::App,
     dispatch::bearer,
     edge::{EdgeBody, request_id},
     respond::{Problem, REQUEST_ID},
+    uploads,
 };
 
 const INFERENCE: &str = "/inference.GRPCInferenceService/";
@@ -151,6 +155,7 @@ impl Call<'_> {
             }
             Some("ModelInfer") => self.infer(request).await,
             Some("ModelStreamInfer") => self.stream(request),
+            Some("RepositoryModelLoad") => self.load(request).await,
             Some(method) => self.administer(method, request).await,
             None => Err(Status::unimplemented("there is no such service")),
         }
@@ -186,21 +191,40 @@ impl Call<'_> {
         let wants_gzip = sends_gzip(request.headers());
         let (parts, body) = request.into_parts();
         let mut frames = Frames::new(&parts.headers, body, caller.body_bytes_max())?;
-        let head = frames.head().await?;
-        let head = head.ok_or_else(|| OipError::invalid("there is no message in the request"))?;
-        let frame = frames.message(head, &mut place.charge).await?;
+        let head = frames.head().await?.ok_or_else(no_message)?;
+        let frame = frames.message(head, Some(&mut place.charge)).await?;
         let call = Unary { app: self.app, caller: &caller, request_id: &self.request_id, clock };
         let (message, place) = call.answer(frame, wants_gzip, place).await?;
-        let is_packed = message.first() == Some(&1);
-        let mut trailers = HeaderMap::new();
-        Status::ok("").add_header(&mut trailers)?;
-        let mut response = Response::new(EdgeBody::held(message, place, Some(trailers)));
-        head_of_answer(response.headers_mut());
-        if is_packed {
-            let gzip = HeaderValue::from_static("gzip");
-            response.headers_mut().insert("grpc-encoding", gzip);
-        }
-        Ok(response)
+        answered(message, place)
+    }
+
+    /// A load, which may bring a model: it is read as uploads are, and not charged to the memory of inferences.
+    async fn load(&self, request: Request<Incoming>) -> Answered {
+        let clock = Clock { began: self.began, timeout: status::timeout(request.headers())? };
+        let caller = Credentials::of(request.headers())?.caller(self.app)?;
+        caller.must_have(&[Scope::Models])?;
+        let place = clock.limit(caller.enter_reading(self.app)).await??;
+        let (parts, body) = request.into_parts();
+        let limit_mib = caller.tenant.limits.model_mib;
+        let bytes_max = MESSAGE_BYTES_MAX + ((limit_mib as usize) << 20);
+        let mut frames = Frames::new(&parts.headers, body, bytes_max)?;
+        let head = frames.head().await?.ok_or_else(no_message)?;
+        // Nothing but a file makes a load so long.
+        let is_long = head.may_exceed(INLINE_BYTES_MAX);
+        let places = is_long.then(|| uploads::enter(self.app, &caller.tenant)).transpose();
+        let places = places.map_err(OipError::from)?;
+        let frame = frames.message(head, None).await?;
+        let read = move || {
+            let message = frame.unpack(None)?;
+            codec::check_load(&message)?;
+            codec::decode(message)
+        };
+        let question = match is_long {
+            true => tokio::task::spawn_blocking(read).await.map_err(OipError::internal)??,
+            false => read()?,
+        };
+        let answer = admin::load(self.app, &caller, question, places).await?;
+        answered(frames::write(&answer, false)?, place)
     }
 
     fn stream(&self, request: Request<Incoming>) -> Answered {
@@ -230,7 +254,7 @@ impl Call<'_> {
         let caller = &Credentials::of(request.headers())?.caller(self.app)?;
         let app: &App = self.app;
         let place = match method {
-            "ModelConfig" | "ModelStatistics" | "RepositoryIndex" | "RepositoryModelLoad" => {
+            "ModelConfig" | "ModelStatistics" | "RepositoryIndex" => {
                 let timeout = status::timeout(request.headers())?;
                 let clock = Clock { began: self.began, timeout };
                 Some(clock.limit(caller.enter_reading(app)).await??)
@@ -250,7 +274,6 @@ impl Call<'_> {
                 unary(request, |q| self.apart(caller, q, admin::model_statistics)).await
             }
             "RepositoryIndex" => unary(request, |q| self.apart(caller, q, admin::index)).await,
-            "RepositoryModelLoad" => unary(request, |q| admin::load(app, caller, q)).await,
             "RepositoryModelUnload" => {
                 unary(request, |q| ready(admin::unload(app, caller, q))).await
             }
@@ -292,6 +315,24 @@ where
     });
     let mut grpc = grpc(&request);
     grpc.unary(service, request).await
+}
+
+fn no_message() -> OipError {
+    OipError::invalid("there is no message in the request")
+}
+
+/// A message in its frame, with the place that lasts until it is gone.
+fn answered(message: Bytes, place: Place) -> Answered {
+    let is_packed = message.first() == Some(&1);
+    let mut trailers = HeaderMap::new();
+    Status::ok("").add_header(&mut trailers)?;
+    let mut response = Response::new(EdgeBody::held(message, place, Some(trailers)));
+    head_of_answer(response.headers_mut());
+    if is_packed {
+        let gzip = HeaderValue::from_static("gzip");
+        response.headers_mut().insert("grpc-encoding", gzip);
+    }
+    Ok(response)
 }
 
 fn head_of_answer(headers: &mut HeaderMap) {
