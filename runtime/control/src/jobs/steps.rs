@@ -365,7 +365,8 @@ pub(super) fn held(connection: &Connection, id: JobId, token: u64) -> Done<Place
     is_held.then_some(place).ok_or(JobError::LeaseLost)
 }
 
-/// The end of a leased job. `result` is the one of `End::Done`, kept, unless the tenant would keep more than `bytes_max`.
+/// The end of a leased job. `result` is the one of `End::Done`, kept, unless the tenant would then keep more than
+/// `bytes_max`.
 pub(super) fn ack(
     connection: &Connection,
     id: JobId,

@@ -130,14 +130,19 @@ async fn create(
         waiting_max: tenant.limits.jobs,
         bytes_max: bytes_max(&tenant.limits),
     };
-    // A client that goes away must not leave half a batch behind.
+    write_down(&app, batch).await?;
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// A client that goes away must not leave half a batch behind.
+async fn write_down(app: &Arc<App>, batch: NewBatch) -> Result<(), Problem> {
     let created = tokio::spawn({
         let app = app.clone();
         async move { batches::create(&app, batch).await }
     });
     created.await.map_err(Problem::internal)??;
     app.jobs.wake.notify_one();
-    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+    Ok(())
 }
 
 fn unsupported() -> Problem {

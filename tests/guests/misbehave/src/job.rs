@@ -5,7 +5,8 @@ use wasip2::clocks::monotonic_clock;
 
 use crate::http::{Exchange, Query};
 
-/// Waits `?ms=`, if there is `?only=` only where that is the body, fails with `?code=` (500) in its first `?fail_until=` attempts, and then tells what it saw.
+/// Waits `?ms=`, if there is `?only=` only where that is the body, fails with `?code=` (500)
+/// in its first `?fail_until=` attempts, and then tells what it saw.
 pub(crate) fn job(exchange: Exchange, query: &Query) {
     let header = |name: &str| {
         let values = exchange.request.headers().get(name);
