@@ -6,6 +6,7 @@
     reason = "what goes wrong here is a failing test"
 )]
 
+mod batch_limits;
 mod batches;
 mod cancel;
 mod cli;
@@ -17,6 +18,7 @@ mod functions;
 mod grpc;
 mod invocation;
 mod job_crashes;
+mod job_limits;
 mod jobs;
 mod keys;
 mod limits;

@@ -20,8 +20,9 @@ pub use catalog::{
 };
 pub use error::{CatalogError, KeyError, OpenError};
 pub use jobs::{
-    BatchView, BlobWriter, CommitObserver, DueWebhook, JobFilter, JobView, Leased, NewBatch,
-    NewShard, PinnedWork, ResultView, Shard, ShardView, SqliteJobs, Turn,
+    BatchView, Before, BlobWriter, CRASHES_MAX, Calls, CommitObserver, DueWebhook, JobFilter,
+    JobView, Leased, NewBatch, NewShard, PinnedWork, ResultView, Shard, ShardOutput, ShardView,
+    SqliteJobs, Turn,
 };
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};

@@ -1,5 +1,5 @@
-//! Requests that come when they come, whether or not earlier ones are answered: many at one moment, or so many a second.
-//! What is timed begins when a request was due, so that a server that falls behind is not spared.
+//! Requests that come when they come, whether or not earlier ones are answered: many at one moment, or so many a
+//! second. What is timed begins when a request was due, so that a server that falls behind is not spared.
 
 use std::time::{Duration, Instant};
 

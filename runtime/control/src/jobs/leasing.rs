@@ -161,7 +161,12 @@ pub(super) fn lease(
     if heads.is_empty() {
         return Ok(Vec::new());
     }
-    add_waiting(connection, tenant, -(heads.len() as i64))?;
+    for lane in [Lane::Job, Lane::Batch] {
+        match heads.iter().filter(|head| head.job.lane == lane).count() {
+            0 => {}
+            count => add_waiting(connection, tenant, lane, -(count as i64))?,
+        }
+    }
     let mut leases = Vec::with_capacity(heads.len());
     for mut loaded in heads {
         let id = loaded.job.id;

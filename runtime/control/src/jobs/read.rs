@@ -9,6 +9,7 @@ use super::{
     row::{
         damaged, digest_of, headers_of, id_of, key, lane_number, number, state_number, state_of,
     },
+    steps,
 };
 
 /// A job as its owner sees it.
@@ -109,8 +110,13 @@ impl SqliteJobs {
     /// Jobs of a tenant, the newest first. Blocks.
     pub fn list(&self, tenant: &TenantName, filter: &JobFilter) -> Result<Vec<JobView>, JobError> {
         self.read(|connection| {
+            // Dead letters have an index of their own, which is found by the number in the text.
+            let state = match filter.state {
+                Some(JobState::Dead) => "state = 3 AND ?4 = 3",
+                _ => "(?4 IS NULL OR state = ?4)",
+            };
             let sql = format!(
-                "SELECT {COLUMNS} FROM jobs WHERE tenant = ?1 AND id < ?2 AND lane = ?3 AND (?4 IS NULL OR state = ?4) \
+                "SELECT {COLUMNS} FROM jobs WHERE tenant = ?1 AND id < ?2 AND lane = ?3 AND {state} \
                  AND (?5 IS NULL OR function = ?5) ORDER BY id DESC LIMIT ?6"
             );
             let mut statement = connection.prepare_cached(&sql).map_err(failed)?;
@@ -149,12 +155,19 @@ impl SqliteJobs {
         Ok(Some(ResultView { status, headers, body, blob }))
     }
 
-    /// Jobs that wait, of all tenants: those ready and those delayed. Blocks.
-    pub fn count_waiting(&self) -> Result<u64, JobError> {
+    /// Jobs and shards that wait, of all tenants: those ready and those delayed. Blocks.
+    pub fn count_waiting(&self) -> Result<(u64, u64), JobError> {
         self.read(|connection| {
-            let sql = "SELECT coalesce(sum(jobs), 0) FROM waiting";
-            let count: i64 = connection.query_row(sql, [], |row| row.get(0)).map_err(failed)?;
-            Ok(count.max(0).cast_unsigned())
+            let sql =
+                "SELECT coalesce(sum(jobs - shards), 0), coalesce(sum(shards), 0) FROM waiting";
+            let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+            let (jobs, shards) = connection.query_row(sql, [], read).map_err(failed)?;
+            Ok((jobs.max(0).cast_unsigned(), shards.max(0).cast_unsigned()))
         })
+    }
+
+    /// How many jobs of a tenant wait, and the bytes of all that is kept of it. Blocks.
+    pub fn held_by(&self, tenant: &TenantName) -> Result<(u64, u64), JobError> {
+        self.read(|connection| steps::held_by(connection, tenant))
     }
 }

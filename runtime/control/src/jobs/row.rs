@@ -11,7 +11,7 @@ use super::failed;
 /// Where a job that has brought the node down twice waits: it runs with no other beside it.
 pub(super) const APART: i64 = 3;
 /// So many ends of the node make a job a suspect.
-pub(super) const CRASHES_MAX: u32 = 2;
+pub const CRASHES_MAX: u32 = 2;
 
 pub(super) fn key(id: JobId) -> [u8; 16] {
     id.0.to_be_bytes()
@@ -158,13 +158,14 @@ pub(super) struct Loaded {
     pub(super) job: NewJob,
     pub(super) attempts: u32,
     pub(super) crashes: u32,
-    pub(super) blob: Option<Digest>,
+    /// And how long it is about.
+    pub(super) blob: Option<(Digest, u64)>,
 }
 
 /// The best ready jobs of one list, with all that [`Loaded`] has.
 pub(super) const HEADS: &str = "SELECT j.tenant, j.function, j.selector, j.lane, j.priority, j.created_ms, j.ready_ms, \
     j.deadline_ms, j.attempts, j.attempts_max, j.crashes, j.timeout_ms, j.result_ttl_ms, j.webhook, \
-    p.request, p.body, p.body_blob, j.id, r.rank FROM ready r CROSS JOIN jobs j ON j.id = r.id \
+    p.request, p.body, p.body_blob, j.id, r.rank, p.size FROM ready r CROSS JOIN jobs j ON j.id = r.id \
     LEFT JOIN payloads p ON p.id = j.id WHERE r.tenant = ?1 AND r.lane = ?2 \
     ORDER BY r.rank, r.ready_ms, r.id LIMIT ?3";
 
@@ -196,7 +197,10 @@ pub(super) fn read(row: &Row<'_>) -> Result<Loaded, JobError> {
         waiting_max: u32::MAX,
         bytes_max: u64::MAX,
     };
-    let blob = bytes(16)?.map(|digest| digest_of(&digest)).transpose()?;
+    let blob = match bytes(16)? {
+        Some(digest) => Some((digest_of(&digest)?, count(19)?)),
+        None => None,
+    };
     let attempts = row.get(8).map_err(failed)?;
     let crashes = row.get(10).map_err(failed)?;
     let rank = row.get(18).map_err(failed)?;

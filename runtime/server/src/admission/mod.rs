@@ -126,6 +126,8 @@ pub(crate) struct TenantAdmission {
     pub(crate) account: Account,
     /// A generic cell rate algorithm: ITU-T I.371, annex A.
     rate: Option<DefaultDirectRateLimiter>,
+    /// Half of it, which is what jobs and batches may use: those who wait for an answer have the other half at least.
+    rate_beside: Option<DefaultDirectRateLimiter>,
     pub(crate) uploads: Arc<Semaphore>,
     followers: Arc<Semaphore>,
     /// Streams of inferences that may be open at once; each may hold a message.
@@ -157,15 +159,19 @@ impl TenantAdmission {
         pressure: Arc<Pressure>,
         account: Account,
     ) -> Self {
-        let rate = limits.rate.and_then(|rate| {
-            let quota = Quota::per_second(NonZeroU32::new(rate.per_s)?);
-            Some(RateLimiter::direct(quota.allow_burst(NonZeroU32::new(rate.burst)?)))
-        });
+        let limiter = |part: u32| {
+            let rate = limits.rate?;
+            let quota = Quota::per_second(NonZeroU32::new(rate.per_s.div_ceil(part))?);
+            Some(RateLimiter::direct(
+                quota.allow_burst(NonZeroU32::new(rate.burst.div_ceil(part))?),
+            ))
+        };
         TenantAdmission {
             limits,
             places: Arc::new(Places::new(&limits, pressure)),
             account,
-            rate,
+            rate: limiter(1),
+            rate_beside: limiter(2),
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             streams: Arc::new(Semaphore::new(limits.concurrency as usize)),
@@ -207,23 +213,25 @@ impl TenantAdmission {
         lane: Lane,
         now: Instant,
     ) -> Result<Arc<Entry>, Refusal> {
-        self.check().map_err(told)?;
+        self.check(lane).map_err(told)?;
         self.places.enter(Some(function), lane, now).await.map(Arc::new).map_err(told)
     }
 
     /// Lets one inference in that comes without a function.
     pub(crate) async fn enter_inference(&self) -> Result<Entry, Refusal> {
-        self.check().map_err(told)?;
+        self.check(Lane::Interactive).map_err(told)?;
         self.places.enter(None, Lane::Interactive, Instant::now()).await.map_err(told)
     }
 
     /// Budget and rate.
-    fn check(&self) -> Result<(), Refusal> {
+    fn check(&self, lane: Lane) -> Result<(), Refusal> {
         self.account.check(self.limits.budget)?;
-        let Some(rate) = &self.rate else { return Ok(()) };
-        rate.check().map_err(|early| Refusal {
-            cause: Cause::Rate,
-            retry_after: early.wait_time_from(DefaultClock::default().now()),
+        let beside = self.rate_beside.as_ref().filter(|_| lane != Lane::Interactive);
+        beside.into_iter().chain(&self.rate).try_for_each(|rate| {
+            rate.check().map_err(|early| Refusal {
+                cause: Cause::Rate,
+                retry_after: early.wait_time_from(DefaultClock::default().now()),
+            })
         })
     }
 }
@@ -339,5 +347,23 @@ mod tests {
             assert!(enter(&tenant, &function).await.is_ok());
         }
         assert_eq!(cause(enter(&tenant, &function).await), Some(Cause::Rate));
+    }
+
+    #[tokio::test]
+    async fn jobs_and_batches_together_use_half_of_the_rate() {
+        let tenant = tenant(100, 0, Some(RateLimit { per_s: 1, burst: 6 }));
+        let function = tenant.function_gate(100);
+        for lane in [Lane::Job, Lane::Batch, Lane::Job] {
+            assert!(tenant.enter(&function, lane, Instant::now()).await.is_ok());
+        }
+        for lane in [Lane::Job, Lane::Batch] {
+            assert_eq!(
+                cause(tenant.enter(&function, lane, Instant::now()).await),
+                Some(Cause::Rate)
+            );
+        }
+        for _ in 0..3 {
+            assert!(tenant.enter(&function, Lane::Interactive, Instant::now()).await.is_ok());
+        }
     }
 }

@@ -31,9 +31,11 @@ use super::{
 };
 use crate::{
     app::App,
-    batches::{Cut, Cutter, LINE_BYTES_MAX, LINES_MAX, blob_of, blocking, cut, write},
+    batches::{
+        self, Cut, Cutter, LINE_BYTES_MAX, LINES_MAX, blob_of, blocking, cut, end_cancelled, write,
+    },
     edge::Paced,
-    jobs::now_ms,
+    jobs::{bytes_max, now_ms},
     respond::Problem,
 };
 
@@ -118,16 +120,28 @@ async fn create(
         of_blobs,
         lines: input.starts.len() as u64,
         input: input.blob,
+        input_bytes: input.end,
         shards,
         created_ms: now_ms,
         attempts_max: SHARD_ATTEMPTS,
         timeout_ms: DEADLINE_MS,
         deadline_ms: now_ms + DEADLINE_MS,
         waiting_max: tenant.limits.jobs,
+        bytes_max: bytes_max(&tenant.limits),
     };
-    app.jobs.queue.create_batch(batch).await?;
-    app.jobs.wake.notify_one();
+    write_down(&app, batch).await?;
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// A client that goes away must not leave half a batch behind.
+async fn write_down(app: &Arc<App>, batch: NewBatch) -> Result<(), Problem> {
+    let created = tokio::spawn({
+        let app = app.clone();
+        async move { batches::create(&app, batch).await }
+    });
+    created.await.map_err(Problem::internal)??;
+    app.jobs.wake.notify_one();
+    Ok(())
 }
 
 fn unsupported() -> Problem {
@@ -256,8 +270,9 @@ async fn show(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String
 async fn cancel(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Reply {
     let tenant = caller.tenant(&app, Scope::Invoke)?;
     let batch = find(&app, &tenant, id_of(&id)?).await?;
-    let shards = app.jobs.queue.cancel_batch(tenant.name.clone(), batch.id, now_ms()).await?;
-    shards.into_iter().for_each(|shard| app.jobs.abort(shard));
+    app.jobs.queue.cancel_batch(tenant.name.clone(), batch.id, now_ms()).await?;
+    // Those of a large batch end in the background.
+    end_cancelled(&app).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

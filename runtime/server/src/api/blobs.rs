@@ -14,11 +14,14 @@ use sandpiper_domain::{Digest, Scope};
 use serde_json::json;
 
 use super::{Reply, auth::Caller, disk, jobs::time_text, upload};
-use crate::{app::App, batches::blocking, jobs::now_ms, respond::Problem};
+use crate::{
+    app::App,
+    batches::blocking,
+    jobs::{bytes_max, now_ms},
+    respond::Problem,
+};
 
 const KEPT_MS: u64 = 24 * 3_600_000;
-/// A tenant's blobs together may take so many times the size of one batch.
-const BATCHES: u64 = 4;
 
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new().route("/blobs", put(store)).route("/blobs/{digest}", get(show).delete(delete))
@@ -32,11 +35,11 @@ async fn store(State(app): State<Arc<App>>, caller: Caller, request: Request) ->
     let size = bytes.len() as u64;
     let blob = blocking(&app, move |app| app.jobs.queue.put_work(&bytes)).await?;
     let (digest, expires_ms) = (blob.digest(), now_ms() + KEPT_MS);
-    let bytes_max = BATCHES * (tenant.limits.batch_mib << 20);
-    let owned = app.jobs.queue.own_blob(tenant.name.clone(), blob, size, expires_ms, bytes_max);
+    let most = bytes_max(&tenant.limits);
+    let owned = app.jobs.queue.own_blob(tenant.name.clone(), blob, size, expires_ms, most);
     owned.await.map_err(|error| match error {
         sandpiper_domain::JobError::TenantFull => {
-            let message = "the tenant's blobs are as large together as they may be";
+            let message = "as much is kept of the tenant's blobs, jobs and batches as may be";
             Problem::new(StatusCode::TOO_MANY_REQUESTS, "limit_reached", message)
                 .hint("delete blobs that are no longer needed, or wait a day")
         }

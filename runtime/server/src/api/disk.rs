@@ -84,7 +84,8 @@ pub(super) async fn blob(
 
 /// The output of every shard of a batch that has ended, in the order of the input.
 pub(super) fn output(app: Arc<App>, batch: JobId, follower: OwnedSemaphorePermit) -> Body {
-    let output = Output { batch, line: 1, reading: None, is_over: false, _follower: follower };
+    let output =
+        Output { batch, line: 1, reading: None, broken: None, is_over: false, _follower: follower };
     let pieces = stream::try_unfold((app, output), move |(app, mut output)| async move {
         loop {
             let (back, filled) = blocking(&app, move |app| {
@@ -114,6 +115,8 @@ struct Output {
     line: u64,
     /// The output of a shard, and where the next piece of it begins.
     reading: Option<(Digest, u64)>,
+    /// A shard that was given up, whose output has the lines before that.
+    broken: Option<ShardView>,
     is_over: bool,
     _follower: OwnedSemaphorePermit,
 }
@@ -132,6 +135,9 @@ impl Output {
                 }
                 continue;
             }
+            if let Some(shard) = self.broken.take() {
+                filled.extend_from_slice(&given_up(&shard));
+            }
             shards += 1;
             let Some(shard) = app.jobs.queue.shard_from(self.batch, self.line)? else {
                 self.is_over = true;
@@ -139,7 +145,10 @@ impl Output {
             };
             self.line = shard.first_line + shard.lines;
             match shard.output {
-                Some(output) if shard.done => self.reading = Some((output, 0)),
+                Some(output) if shard.done => {
+                    self.reading = Some((output, 0));
+                    self.broken = (shard.answered < shard.lines).then_some(shard);
+                }
                 _ if shard.done => filled.extend_from_slice(&given_up(&shard)),
                 _ => {}
             }
@@ -148,10 +157,10 @@ impl Output {
     }
 }
 
-/// What stands for the lines of a shard that was given up.
+/// What stands for the lines of a shard that was given up before it answered them.
 fn given_up(shard: &ShardView) -> Bytes {
     let why = shard.error.as_deref().unwrap_or("its shard was given up");
-    let lines = (shard.first_line..).take(shard.lines as usize);
+    let lines = shard.first_line + shard.answered..shard.first_line + shard.lines;
     let lines = lines.map(|line| {
         let message = format!("line {line}: {why}");
         json!({ "line": line, "error": { "code": "failed", "message": message } }).to_string()

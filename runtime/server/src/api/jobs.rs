@@ -11,7 +11,7 @@ use axum::{
 };
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use sandpiper_control::{JobFilter, JobView, ResultView, Tenant};
-use sandpiper_domain::{FunctionName, JobId, JobQueue, JobState, Scope};
+use sandpiper_domain::{FunctionName, JobError, JobId, JobQueue, JobState, Scope};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -201,12 +201,24 @@ async fn redrive(
     job: Option<JobId>,
     function: Option<FunctionName>,
 ) -> Reply {
-    let count = app.jobs.queue.redrive(tenant.name.clone(), job, function, now_ms()).await?;
-    app.jobs.wake.notify_one();
+    let (mut count, waiting_max) = (0, tenant.limits.jobs);
+    loop {
+        let (name, function) = (tenant.name.clone(), function.clone());
+        let more = app.jobs.queue.redrive(name, job, function, waiting_max, now_ms()).await;
+        app.jobs.wake.notify_one();
+        match more {
+            Ok(more) => count += more,
+            Err(JobError::TenantFull) if count > 0 => break,
+            Err(error) => return Err(error.into()),
+        }
+        if job.is_some() || matches!(more, Ok(0)) {
+            break;
+        }
+    }
     Ok(Json(json!({ "redriven": count })).into_response())
 }
 
 async fn secret(State(app): State<Arc<App>>, caller: Caller) -> Reply {
     let tenant = caller.tenant(&app, Scope::Keys)?;
-    Ok(Json(json!({ "secret": app.jobs.secrets.of(&tenant.name) })).into_response())
+    Ok(Json(json!({ "secret": app.jobs.secrets.of(&tenant) })).into_response())
 }

@@ -20,14 +20,17 @@ use tokio::sync::{Notify, Semaphore};
 mod accept;
 mod options;
 mod retry;
+mod room;
 mod webhook;
 mod worker;
 
 pub(crate) use accept::{Accepted, accept, prefers_async};
+pub(crate) use room::bytes_max;
+use room::{Bodies, Pauses};
 pub(crate) use webhook::Secrets;
-pub(crate) use worker::{Attempt, Call};
+pub(crate) use worker::{Attempt, Call, insist};
 
-use crate::{app::App, config::FileSettings, respond::Problem};
+use crate::{app::App, batches, config::FileSettings, respond::Problem};
 
 /// How often is looked for what has had its time.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -35,6 +38,8 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 const SWEEP_ROUNDS: u64 = 1_200;
 /// Workers for each core, unless the settings say otherwise. Most of them wait: for models, or for the disk.
 const WORKERS_PER_CORE: usize = 128;
+/// Workers of shards for each core. They are apart from those of jobs: a shard has its worker for long.
+const SHARD_WORKERS_PER_CORE: usize = 2;
 /// Bodies that are being read may take so many of these together.
 const BODY_UNIT_BYTES: u64 = 64 * 1024;
 const BODY_UNITS: u32 = 4_096;
@@ -55,6 +60,11 @@ pub(crate) struct Jobs {
     ended: Notify,
     workers: Arc<Semaphore>,
     workers_max: u32,
+    shard_workers: Arc<Semaphore>,
+    shard_workers_max: u32,
+    pub(crate) pauses: Pauses,
+    /// Large bodies of jobs that run.
+    pub(crate) running_bodies: Bodies,
     /// How many jobs, and how many shards, of each tenant run now.
     busy: Mutex<HashMap<(TenantName, Lane), u32>>,
     /// Bodies of new jobs that are being read.
@@ -73,10 +83,12 @@ impl Jobs {
             commit_seconds.record(took.as_secs_f64());
             commit_size.record(commands as f64);
         });
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers_max = match settings.job_workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from) * WORKERS_PER_CORE,
+            0 => cores * WORKERS_PER_CORE,
             some => some,
         };
+        let shard_workers_max = (cores * SHARD_WORKERS_PER_CORE).min(workers_max);
         Ok(Jobs {
             queue: SqliteJobs::open(folder, observer)?,
             secrets: Secrets::open(folder)?,
@@ -87,6 +99,10 @@ impl Jobs {
             ended: Notify::new(),
             workers: Arc::new(Semaphore::new(workers_max)),
             workers_max: workers_max as u32,
+            shard_workers: Arc::new(Semaphore::new(shard_workers_max)),
+            shard_workers_max: shard_workers_max as u32,
+            pauses: Pauses::default(),
+            running_bodies: Bodies::default(),
             busy: Mutex::default(),
             bodies: Arc::new(Semaphore::new(BODY_UNITS as usize)),
             stopped: AtomicBool::new(false),
@@ -183,6 +199,7 @@ pub(crate) fn start(app: &Arc<App>, follows: bool) {
 
 /// Drops what has had its time, and measures what waits.
 async fn expire(app: Weak<App>) {
+    let mut trimmed = None;
     for round in 1_u64.. {
         tokio::time::sleep(EXPIRY_INTERVAL).await;
         let Some(app) = app.upgrade() else { return };
@@ -190,17 +207,36 @@ async fn expire(app: Weak<App>) {
             // What another process is about to name would be swept.
             continue;
         }
-        if let Err(error) = app.jobs.queue.expire(now_ms()).await {
+        if let Err(error) = forget(&app, &mut trimmed).await {
             tracing::warn!(%error, "old jobs could not be dropped");
         }
         if round.is_multiple_of(SWEEP_ROUNDS) {
-            match app.jobs.queue.sweep(now_ms()).await {
-                Ok(blobs) => tracing::debug!(blobs, "blobs of jobs were swept"),
+            match app.blocking(|app| app.jobs.queue.sweep()).await {
+                Ok(Ok(blobs)) => tracing::debug!(blobs, "blobs of jobs were swept"),
+                Ok(Err(error)) => tracing::warn!(%error, "blobs of jobs could not be swept"),
                 Err(error) => tracing::warn!(%error, "blobs of jobs could not be swept"),
             }
         }
-        if let Ok(Ok(waiting)) = app.blocking(|app| app.jobs.queue.count_waiting()).await {
-            gauge!("sandpiper_jobs_waiting").set(waiting as f64);
+        if let Ok(Ok((jobs, shards))) = app.blocking(|app| app.jobs.queue.count_waiting()).await {
+            gauge!("sandpiper_jobs_waiting", "lane" => "job").set(jobs as f64);
+            gauge!("sandpiper_jobs_waiting", "lane" => "batch").set(shards as f64);
+        }
+    }
+}
+
+/// Drops all that is due. `trimmed` is the tenant whose list was made shorter last.
+async fn forget(app: &Arc<App>, trimmed: &mut Option<TenantName>) -> Result<(), JobError> {
+    let queue = &app.jobs.queue;
+    while !app.jobs.is_stopped() && queue.expire(now_ms()).await? {}
+    while !app.jobs.is_stopped() && !batches::end_cancelled(app).await? {}
+    // One tenant in each round: most have nothing to lose.
+    loop {
+        match queue.trim(trimmed.clone()).await? {
+            Some((_, true)) if !app.jobs.is_stopped() => {}
+            next => {
+                *trimmed = next.map(|(tenant, _)| tenant);
+                return Ok(());
+            }
         }
     }
 }

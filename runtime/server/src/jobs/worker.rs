@@ -10,15 +10,16 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full};
 use metrics::histogram;
-use sandpiper_control::{Found, Turn};
+use sandpiper_control::{Counted, Found, Turn};
 use sandpiper_domain::{
     Again, End, FunctionName, JobError, JobId, JobQueue, JobRequest, JobResult, Lane, Lease,
     Selector, TenantName,
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::{Jobs, now_ms, retry};
+use super::{Jobs, bytes_max, now_ms, retry};
 use crate::{
+    admission::Transferred,
     app::App,
     batches,
     dispatch::{self, Work},
@@ -119,9 +120,12 @@ async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobErro
     let Ok(mut permits) = jobs.workers.clone().try_acquire_many_owned(free) else {
         return Ok(LOOK_INTERVAL);
     };
+    let free_of_shards = jobs.shard_workers.available_permits() as u32;
+    let shard_permits = jobs.shard_workers.clone().try_acquire_many_owned(free_of_shards);
+    let Ok(mut shard_permits) = shard_permits else { return Ok(LOOK_INTERVAL) };
     let plan = {
         let app = app.clone();
-        move |lanes: &[(TenantName, Lane)]| shares(&app, lanes, free)
+        move |lanes: &[(TenantName, Lane)]| shares(&app, lanes, free, free_of_shards)
     };
     let now = now_ms();
     let look = jobs.queue.lease_next(turns.after.take(), plan, now, now + LEASE_MS).await?;
@@ -129,10 +133,14 @@ async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobErro
     turns.count = turns.count.wrapping_add(1);
     let leased = look.leases.len();
     for lease in look.leases {
-        let Some(permit) = permits.split(1) else { break };
+        let permits = match lease.job.lane {
+            Lane::Batch => &mut shard_permits,
+            Lane::Interactive | Lane::Job => &mut permits,
+        };
+        let Some(permit) = permits.split(1) else { continue };
         tokio::spawn(run(Running::new(app, &lease), lease, Some(permit)));
     }
-    drop(permits);
+    drop((permits, shard_permits));
     drop(leasing);
     if !look.apart.is_empty() && (!look.has_others || turns.count.is_multiple_of(8)) {
         turns.apart = turns.apart.wrapping_add(1);
@@ -146,14 +154,15 @@ async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobErro
     Ok(due.unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL))
 }
 
-/// How the free workers are shared out. Shards take what jobs leave.
-fn shares(app: &App, lanes: &[(TenantName, Lane)], free: u32) -> Vec<usize> {
-    let share = free.div_ceil(lanes.len().max(1) as u32).min(LEASES_MAX);
+/// How the free workers are shared out, those of jobs and those of shards.
+fn shares(app: &App, lanes: &[(TenantName, Lane)], free: u32, free_of_shards: u32) -> Vec<usize> {
     let mut counts = vec![0; lanes.len()];
-    let mut left = free;
-    for is_shards in [false, true] {
+    for (is_shards, mut left) in [(false, free), (true, free_of_shards)] {
+        let is_of_kind = |lane: &Lane| (*lane == Lane::Batch) == is_shards;
+        let among = lanes.iter().filter(|(_, lane)| is_of_kind(lane)).count();
+        let share = left.div_ceil(among.max(1) as u32).min(LEASES_MAX);
         let of_kind = lanes.iter().zip(&mut counts);
-        for ((tenant, lane), count) in of_kind.filter(|of| (of.0.1 == Lane::Batch) == is_shards) {
+        for ((tenant, lane), count) in of_kind.filter(|((_, lane), _)| is_of_kind(lane)) {
             let room = room_of(app, tenant, *lane).min(share).min(left);
             left -= room;
             *count = room as usize;
@@ -162,12 +171,16 @@ fn shares(app: &App, lanes: &[(TenantName, Lane)], free: u32) -> Vec<usize> {
     counts
 }
 
-/// How many more jobs of a tenant may run: as many as it may have sandboxes, and of shards half.
+/// How many more jobs of a tenant may run: as many as it may have invocations. Of shards half, and half of the node's
+/// at most, which is as many as may run at once: the other half is for whoever comes next.
 fn room_of(app: &App, tenant: &TenantName, lane: Lane) -> u32 {
+    if app.jobs.pauses.has(tenant, lane) {
+        return 0;
+    }
     let concurrency =
         app.catalog.snapshot().tenant(tenant).map_or(1, |tenant| tenant.limits.concurrency);
     let most = match lane {
-        Lane::Batch => (concurrency / 2).min(app.jobs.workers_max / 2).max(1),
+        Lane::Batch => (concurrency / 2).min(app.jobs.shard_workers_max.div_ceil(2)).max(1),
         Lane::Interactive | Lane::Job => concurrency,
     };
     most.saturating_sub(app.jobs.busy(tenant, lane))
@@ -180,6 +193,8 @@ async fn run_apart(app: &Arc<App>, tenant: &TenantName) -> Result<(), JobError> 
     let jobs = &app.jobs;
     let all = jobs.workers.clone().acquire_many_owned(jobs.workers_max);
     let Ok(Ok(_all)) = tokio::time::timeout(APART_WAIT, all).await else { return Ok(()) };
+    let shards = jobs.shard_workers.clone().acquire_many_owned(jobs.shard_workers_max);
+    let Ok(Ok(_shards)) = tokio::time::timeout(APART_WAIT, shards).await else { return Ok(()) };
     let leasing = jobs.leasing.lock().await;
     if is_over(app) {
         return Ok(());
@@ -266,7 +281,10 @@ async fn run(mut running: Running, lease: Lease, permit: Option<OwnedSemaphorePe
     let (outcome, ended) = match end {
         Ok(end) => {
             let outcome = if matches!(end, End::Done(_)) { "done" } else { "dead" };
-            (outcome, insist(|| app.jobs.queue.ack(id, token, end.clone(), now_ms())).await)
+            let most = app.catalog.snapshot().tenant(&lease.job.tenant).map(|t| t.limits);
+            let most = most.map_or(0, |limits| bytes_max(&limits));
+            let ack = || app.jobs.queue.ack(id, token, end.clone(), most, now_ms());
+            (outcome, insist(ack).await)
         }
         Err(again) => {
             let outcome = if again.counts { "failed" } else { "refused" };
@@ -283,9 +301,9 @@ async fn run(mut running: Running, lease: Lease, permit: Option<OwnedSemaphorePe
 }
 
 /// What is refused for want of room is tried again: the work is done, and would be lost.
-async fn insist<F>(mut ask: impl FnMut() -> F) -> Result<(), JobError>
+pub(crate) async fn insist<F, T>(mut ask: impl FnMut() -> F) -> Result<T, JobError>
 where
-    F: Future<Output = Result<(), JobError>>,
+    F: Future<Output = Result<T, JobError>>,
 {
     const TIMES: u32 = 100;
     for _ in 0..TIMES {
@@ -318,12 +336,24 @@ async fn attempt(app: &Arc<App>, lease: &Lease) -> Option<Attempt> {
         return batches::run(app, lease).await;
     }
     let job = &lease.job;
+    let (mut body, mut _room) = (job.body.clone(), None);
+    if let Some((digest, size)) = lease.blob {
+        _room = app.jobs.running_bodies.room(size).await;
+        match batches::blocking(app, move |app| app.jobs.queue.work(&digest)).await {
+            Ok(bytes) => body = bytes,
+            Err(error) => {
+                tracing::error!(job = %job.id, %error, "a job's body cannot be read");
+                let error = "the request's body cannot be read".to_owned();
+                return Some(Attempt::Failed { error, retry_after_s: None });
+            }
+        }
+    }
     let call = Call {
         tenant: &job.tenant,
         function: &job.function,
         selector: &job.selector,
         request: &job.request,
-        body: job.body.clone(),
+        body,
         lane: job.lane,
         id: job.id,
         attempt: lease.attempt,
@@ -391,9 +421,22 @@ impl Call<'_> {
             return Attempt::Hopeless("the function is gone, or that version of it".to_owned());
         };
         let version = work.version.version;
-        let response = match dispatch::run(app, work, request).await {
+        let meter = work.runtime.meter.clone();
+        let ran = dispatch::run(app, work, request).await;
+        let is_refused = matches!(&ran, Err(problem) if retry::is_refusal(problem));
+        if self.lane == Lane::Batch && self.attempt == 1 && !is_refused {
+            // A line is billed as a request's body would be; that of a job was when it came.
+            Transferred::new(meter, Counted::BytesIn).add(self.body.len());
+        }
+        let response = match ran {
             Ok(response) => response,
-            Err(problem) => return refused(&problem),
+            Err(problem) => {
+                if retry::is_of_tenant(&problem) {
+                    let pause_ms = u64::from(problem.retry_after_s.unwrap_or(1)) * 1_000;
+                    app.jobs.pauses.begin(self.tenant, self.lane, pause_ms);
+                }
+                return refused(&problem);
+            }
         };
         let (parts, mut body) = response.into_parts();
         let mut bytes = BytesMut::new();
