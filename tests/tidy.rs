@@ -27,10 +27,11 @@ const READ_THE_ENVIRONMENT: [&str; 0] = [];
 const KNOW_STATUS: [&str; 1] = ["runtime/sandbox/src/body.rs"];
 
 /// The bad inputs, as the first thing on each line of `tests/bad_input.txt`.
-const BAD_INPUTS: [&str; 45] = [
+const BAD_INPUTS: [&str; 48] = [
     "not Wasm",
     "a core module without metadata",
     "a component with no incoming-handler",
+    "a component whose types nest deeply",
     "an import outside the list",
     "a precompiled file",
     "an empty body",
@@ -69,6 +70,8 @@ const BAD_INPUTS: [&str; 45] = [
     "a gzip bomb",
     "a load of an unknown model",
     "a call of a model that is not ready",
+    "weights that do not add up to 100",
+    "an alias on a version that failed",
     "a webhook to a private address",
     "a batch line that is not JSON",
     "a result after its time to live",

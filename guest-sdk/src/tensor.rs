@@ -154,6 +154,22 @@ impl Tensor {
         Self::raw(dims, DataType::U8, values.to_vec())
     }
 
+    /// Strings as a model with an input of type BYTES takes them: the interface has no strings, so that they travel as
+    /// bytes, each after its length. The tensor has one dimension; how many rows the strings are, the model says.
+    ///
+    /// ```
+    /// # use sandpiper_guest::Tensor;
+    /// assert_eq!(Tensor::strings(&["ab", ""]).bytes(), b"\x02\0\0\0ab\0\0\0\0");
+    /// ```
+    pub fn strings(texts: &[impl AsRef<str>]) -> Self {
+        let mut data = Vec::new();
+        for text in texts.iter().map(AsRef::as_ref) {
+            data.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+            data.extend_from_slice(text.as_bytes());
+        }
+        Self::raw([data.len()], DataType::U8, data)
+    }
+
     /// A tensor of half-precision numbers, rounded from `f32`.
     ///
     /// ```
@@ -334,6 +350,34 @@ impl Tensor {
             DataType::U8 => Ok(self.data.clone()),
             other => Err(Self::mismatch(other, "u8")),
         }
+    }
+
+    /// The strings of an output of type BYTES, see [`Tensor::strings`].
+    ///
+    /// # Errors
+    ///
+    /// 500 where the elements are no bytes, or the bytes no strings.
+    ///
+    /// ```
+    /// # use sandpiper_guest::{Error, Tensor};
+    /// assert_eq!(Tensor::strings(&["setosa"]).to_strings()?, ["setosa"]);
+    /// assert!(Tensor::u8([3], b"abc").to_strings().is_err());
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn to_strings(&self) -> Result<Vec<String>> {
+        let broken = || Error::internal("the tensor's bytes are no strings, each after its length");
+        if self.data_type != DataType::U8 {
+            return Err(Self::mismatch(self.data_type, "strings"));
+        }
+        let (mut rest, mut texts) = (&self.data[..], Vec::new());
+        while !rest.is_empty() {
+            let (length, after) = rest.split_first_chunk().ok_or_else(broken)?;
+            let length = u32::from_le_bytes(*length) as usize;
+            let (text, after) = after.split_at_checked(length).ok_or_else(broken)?;
+            texts.push(std::str::from_utf8(text).map_err(|_| broken())?.to_owned());
+            rest = after;
+        }
+        Ok(texts)
     }
 
     fn mismatch(actual: DataType, wanted: &str) -> Error {

@@ -259,6 +259,33 @@ def check_errors_have_words(node):
     refused("UNIMPLEMENTED", one.get_cuda_shared_memory_status, **bad)
 
 
+COLOURS = np.array([["red", "s"], ["grün", "m"], ["", "xl"]], dtype=object)
+STRINGS = {
+    "strings-iris-forest": {"X": IRIS},
+    "strings-iris-logistic": {"X": IRIS},
+    "strings-one-hot": {"x": COLOURS},
+}
+
+
+def texts(given, model, inputs):
+    """Labels are the strings that onnxruntime gives; the client has them as bytes."""
+    assert given["output_label"].dtype == np.object_, given
+    labels = [label.decode() if isinstance(label, bytes) else label for label in given["output_label"]]
+    (expected,) = session(model).run(["output_label"], inputs)
+    assert labels == list(expected), (labels, expected)
+
+
+def check_strings_go_in_and_come_out(node):
+    names = ["output_label", "output_probability"]
+    for model, inputs in STRINGS.items():
+        node.put_model(model, model_file(model).read_bytes())
+        texts(ask(node, model, inputs, names), model, inputs)
+    about = client(node).get_model_metadata("strings-one-hot", headers=key(node))
+    assert [(tensor.name, tensor.datatype) for tensor in about.inputs] == [("x", "BYTES")], about
+    config = client(node).get_model_config("strings-one-hot", headers=key(node)).config
+    assert config.input[0].data_type == config.output[0].data_type == 13, config
+
+
 def check_config(node):
     one = client(node)
     for version in ["", "1"]:
@@ -314,10 +341,51 @@ def check_index_load_and_unload(node):
     assert states()["mul-add"] == ("1", "READY"), states()
     refused("NOT_FOUND", one.load_model, "nobody", headers=key(node))
     refused("NOT_FOUND", one.unload_model, "nobody", headers=key(node))
-    config = json.dumps({"max_batch_size": 8})
-    refused("UNIMPLEMENTED", one.load_model, "mul-add", headers=key(node), config=config)
-    files = {"file:1/model.onnx": model_file("mul-add").read_bytes()}
-    refused("UNIMPLEMENTED", one.load_model, "mul-add", headers=key(node), config="{}", files=files)
+
+
+def check_a_load_with_a_file_and_a_configuration(node):
+    # Packed too, which is algorithm 2 of gRPC's.
+    for name, options in [("loaded", []), ("packed", [("grpc.default_compression_algorithm", 2)])]:
+        one = triton.InferenceServerClient(node.address, channel_args=options)
+        load_and_ask(node, one, name)
+
+
+def load_and_ask(node, one, name):
+    def load(name=name, **what):
+        one.load_model(name, headers=key(node), **what)
+
+    def file(model):
+        return {"file:1/model.onnx": model_file(model).read_bytes()}
+
+    def answer():
+        return arrays(one.infer(name, tensors({"x": x}), headers=key(node)))
+
+    x = np.array([[0, 1, -1.5], [3, -2, 7]], np.float32)
+    load(files=file("mul-add"))
+    same(answer(), "mul-add", {"x": x})
+    config = {"backend": "onnxruntime", "max_batch_size": 8, "response_cache": {"enable": True}}
+    load(config=json.dumps(config), files=file("identity-fp32"))
+    same(answer(), "identity-fp32", {"x": x})
+    # What is shown is taken again, written as protobuf writes it: 64-bit numbers are texts.
+    shown = one.get_model_config(name, headers=key(node), as_json=True)["config"]
+    assert shown["response_cache"] == {"enable": True}, shown
+    versions = one.get_model_metadata(name, headers=key(node)).versions
+    load(files=file("identity-fp32"))
+    assert one.get_model_metadata(name, headers=key(node)).versions == versions
+    shown["response_cache"]["enable"] = False
+    load(config=json.dumps(shown))
+    assert not one.get_model_config(name, headers=key(node)).config.response_cache.enable
+    same(answer(), "identity-fp32", {"x": x})
+    load(name + "-large", config="{}", files=file("magika"))
+    assert one.is_model_ready(name + "-large", headers=key(node))
+    two = {**file("mul-add"), "file:2/model.onnx": b"other"}
+    assert "one file" in refused("INVALID_ARGUMENT", load, config="{}", files=two)
+    broken = {"file:1/model.onnx": b"no model"}
+    assert "ONNX" in refused("INVALID_ARGUMENT", load, config="{}", files=broken)
+    groups = json.dumps({"instance_group": [{"count": 2}]})
+    assert "instance_group" in refused("INVALID_ARGUMENT", load, config=groups)
+    refused("NOT_FOUND", load, "nobody", config="{}")
+    same(answer(), "identity-fp32", {"x": x})
 
 
 def check_a_granted_model_by_its_owners_name(node):

@@ -250,6 +250,35 @@ def check_errors_have_words(node):
     assert "BYTES" in refused(400, one.infer, "iris", [text], headers=node.headers)
 
 
+COLOURS = np.array([["red", "s"], ["grün", "m"], ["", "xl"]], dtype=object)
+STRINGS = {
+    "strings-iris-forest": {"X": IRIS},
+    "strings-iris-logistic": {"X": IRIS},
+    "strings-one-hot": {"x": COLOURS},
+}
+
+
+def texts(given, model, inputs):
+    """Labels are the strings that onnxruntime gives; the client has them as bytes."""
+    assert given["output_label"].dtype == np.object_, given
+    labels = [label.decode() if isinstance(label, bytes) else label for label in given["output_label"]]
+    (expected,) = session(model).run(["output_label"], inputs)
+    assert labels == list(expected), (labels, expected)
+
+
+def check_strings_go_in_and_come_out(node):
+    names = ["output_label", "output_probability"]
+    for model, inputs in STRINGS.items():
+        node.put_model(model, model_file(model).read_bytes())
+        for binary in (True, False):
+            given = ask(node, model, inputs, names, binary)
+            texts(given, model, inputs)
+    about = client(node).get_model_metadata("strings-one-hot", headers=node.headers)
+    assert about["inputs"] == [{"name": "x", "datatype": "BYTES", "shape": [-1, 2]}], about
+    config = client(node).get_model_config("strings-one-hot", headers=node.headers)
+    assert config["input"][0]["data_type"] == config["output"][0]["data_type"] == "TYPE_STRING", config
+
+
 def check_config(node):
     one = client(node)
     for version in ["", "1"]:
@@ -301,10 +330,53 @@ def check_index_load_and_unload(node):
     assert states()["mul-add"] == ("1", "READY"), states()
     refused(404, one.load_model, "nobody", headers=node.headers)
     refused(404, one.unload_model, "nobody", headers=node.headers)
-    config = json.dumps({"max_batch_size": 8})
-    refused(501, one.load_model, "mul-add", headers=node.headers, config=config)
-    files = {"file:1/model.onnx": model_file("mul-add").read_bytes()}
-    refused(501, one.load_model, "mul-add", headers=node.headers, config="{}", files=files)
+
+
+def check_a_load_with_a_file_and_a_configuration(node):
+    one = client(node)
+
+    def load(name="loaded", **what):
+        one.load_model(name, headers=node.headers, **what)
+
+    def file(model):
+        return {"file:1/model.onnx": model_file(model).read_bytes()}
+
+    x = np.array([[0, 1, -1.5], [3, -2, 7]], np.float32)
+    load(files=file("mul-add"))
+    same(ask(node, "loaded", {"x": x}), "mul-add", {"x": x})
+    config = json.dumps(
+        {
+            "backend": "onnxruntime",
+            "max_batch_size": 8,
+            "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}],
+            "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [3]}],
+            "dynamic_batching": {"max_queue_delay_microseconds": 300},
+            "response_cache": {"enable": True},
+        }
+    )
+    load(config=config, files=file("identity-fp32"))
+    same(ask(node, "loaded", {"x": x}), "identity-fp32", {"x": x})
+    shown = one.get_model_config("loaded", headers=node.headers)
+    assert shown["response_cache"] == {"enable": True}, shown
+    assert shown["max_batch_size"] <= 8, shown
+    # What is shown is taken again, and the file stays where the configuration alone is changed.
+    shown["response_cache"]["enable"] = False
+    load(config=json.dumps(shown))
+    assert one.get_model_config("loaded", headers=node.headers)["response_cache"] == {"enable": False}
+    same(ask(node, "loaded", {"x": x}), "identity-fp32", {"x": x})
+    versions = one.get_model_metadata("loaded", headers=node.headers)["versions"]
+    load(config=json.dumps(shown))
+    load(files=file("identity-fp32"))
+    assert one.get_model_metadata("loaded", headers=node.headers)["versions"] == versions
+    # As large as models are.
+    load("large", config="{}", files=file("magika"))
+    assert one.is_model_ready("large", headers=node.headers)
+    two = {**file("mul-add"), "file:2/model.onnx": b"other"}
+    assert "one file" in refused(400, load, config="{}", files=two)
+    assert "ONNX" in refused(400, load, config="{}", files={"file:1/model.onnx": b"no model"})
+    assert "instance_group" in refused(400, load, config=json.dumps({"instance_group": [{"count": 2}]}))
+    refused(404, load, "nobody", config="{}")
+    same(ask(node, "loaded", {"x": x}), "identity-fp32", {"x": x})
 
 
 def check_a_granted_model_by_its_owners_name(node):

@@ -13,21 +13,21 @@ fn started(settings: &str) -> (Server, Tenant) {
     (server, tenant)
 }
 
-fn send(tenant: &Tenant, query: &str, kind: &str, body: &[u8]) -> Answer {
+pub(crate) fn send(tenant: &Tenant, query: &str, kind: &str, body: &[u8]) -> Answer {
     let path = format!("/api/v1/functions/{FUNCTION}/batches{query}");
     tenant.client.call("POST", &path).header("content-type", kind).body(body).send()
 }
 
-fn create(tenant: &Tenant, query: &str, lines: &str) -> String {
+pub(crate) fn create(tenant: &Tenant, query: &str, lines: &str) -> String {
     let answer = send(tenant, query, "application/x-ndjson", lines.as_bytes()).expect(202).json();
     answer["id"].as_str().unwrap().to_owned()
 }
 
-fn show(tenant: &Tenant, id: &str) -> Value {
+pub(crate) fn show(tenant: &Tenant, id: &str) -> Value {
     tenant.client.get(&format!("/api/v1/batches/{id}")).expect(200).json()
 }
 
-fn ends(tenant: &Tenant, id: &str) -> Value {
+pub(crate) fn ends(tenant: &Tenant, id: &str) -> Value {
     until("the batch is done", || {
         let batch = show(tenant, id);
         (batch["state"] == "done").then_some(batch)
@@ -38,7 +38,7 @@ fn lines(answer: &Answer) -> Vec<Value> {
     answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn output(tenant: &Tenant, id: &str) -> Vec<Value> {
+pub(crate) fn output(tenant: &Tenant, id: &str) -> Vec<Value> {
     lines(&tenant.client.get(&format!("/api/v1/batches/{id}/output")).expect(200))
 }
 
@@ -181,17 +181,6 @@ fn a_cancelled_batch_stops() {
     // What was taken back holds no worker and no place.
     let next = create(&tenant, "?path=/job", "1\n");
     ends(&tenant, &next);
-}
-
-#[test]
-fn interactive_requests_are_not_refused_while_a_batch_runs() {
-    let (_server, tenant) = started("");
-    let input: String = (1..=2_000).map(|n| format!("{n}\n")).collect();
-    let id = create(&tenant, "?path=/job", &input);
-    for _ in 0..50 {
-        tenant.invoke(FUNCTION, "/ok").expect(200);
-    }
-    assert_eq!(ends(&tenant, &id)["failed_lines"], 0);
 }
 
 #[test]

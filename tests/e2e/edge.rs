@@ -185,6 +185,39 @@ fn a_good_end_lets_running_requests_finish() {
 }
 
 #[test]
+fn an_answer_that_does_not_wait_for_the_body_arrives() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "dedicated");
+    tenant.put_function("f", &guest("misbehave"), "").expect(201);
+    let body = vec![b'x'; 900_000];
+    for round in 0..20 {
+        let mut connection = server.connect();
+        connection.send(format!(
+            "POST /fn/acme/f/status?code=403 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+            tenant.key,
+            body.len()
+        ));
+        // This client sends all that it has before it looks.
+        for piece in body.chunks(60_000) {
+            connection.send(piece);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let line = connection.try_line();
+        assert!(line.starts_with("HTTP/1.1 403"), "round {round}: {line:?}");
+    }
+    // Where the body is read, the connection goes on.
+    let mut connection = server.connect();
+    for _ in 0..3 {
+        connection.send(format!(
+            "POST /fn/acme/f/body-size HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+            tenant.key,
+            body.len()
+        ));
+        connection.send(&body).answer().expect(200);
+    }
+}
+
+#[test]
 fn a_refusal_before_the_body_is_read_keeps_the_connection_or_says_that_it_ends() {
     let server = Server::start();
     let tenant = server.tenant("acme", "standard");

@@ -139,6 +139,8 @@ fn no_job_is_lost_in_100_crashes() {
     }
     let runs: u64 = begun.values().sum();
     assert!(runs > JOBS as u64, "some jobs were running when the server was killed");
+    // Few are so unlucky that each of their attempts ends with the server.
+    assert!(done >= JOBS * 9 / 10, "only {done} jobs were done");
     eprintln!("{done} of {JOBS} jobs done, {} known, {runs} runs, {CRASHES} crashes", jobs.len());
 }
 

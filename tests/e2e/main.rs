@@ -6,6 +6,7 @@
     reason = "what goes wrong here is a failing test"
 )]
 
+mod batch_limits;
 mod batches;
 mod cancel;
 mod cli;
@@ -18,6 +19,7 @@ mod grpc;
 mod inference_bills;
 mod invocation;
 mod job_crashes;
+mod job_limits;
 mod jobs;
 mod keys;
 mod limits;
@@ -27,6 +29,7 @@ mod models;
 mod names;
 mod oip;
 mod oip_bad_input;
+mod oip_load;
 mod oip_reading;
 mod oip_repository;
 mod persistence;
@@ -37,6 +40,8 @@ mod scheduler;
 mod sharing;
 mod shutdown;
 mod streaming;
+mod strings;
+mod takeover;
 mod tensors;
 mod traffic;
 mod uploads;

@@ -147,7 +147,7 @@ fn lengths_of_binary_tensors_must_add_up() {
         (head("BYTES", "[1]", 6), b"\xff\xff\xff\xffab".to_vec(), "length is 4294967295"),
         (head("BYTES", "[2]", 6), b"\x02\0\0\0ab".to_vec(), "2 elements; 1 were given"),
         (head("BYTES", "[1]", 2), b"ab".to_vec(), "no whole BYTES element"),
-        (head("BYTES", "[1]", 6), b"\x02\0\0\0ab".to_vec(), "numbers and booleans"),
+        (head("BYTES", "[1]", 6), b"\x02\0\0\0ab".to_vec(), "is BYTES; the model takes FP32"),
         (head("BF16", "[1,4]", 8), vec![0; 8], "BF16"),
     ] {
         let said = refused(binary(&tenant, &head.len().to_string(), &whole(&head, &data)), 400);
@@ -206,6 +206,24 @@ fn a_malformed_body_is_refused_in_chunks_of_one_byte_too() {
     assert_eq!(connection.answer().status, 400);
     self::good(&tenant);
     server.still_runs();
+}
+
+#[test]
+fn an_id_that_is_too_long_is_refused_and_not_told_again() {
+    let server = Server::start();
+    let tenant = iris(&server);
+    let ask = |id: &str| {
+        let mut question = input(json!({}));
+        question["id"] = id.into();
+        tenant.client.post_json(IRIS, &question)
+    };
+    // Every character becomes six.
+    let longest = "\u{1}".repeat(4096);
+    assert_eq!(ask(&longest).expect(200).json()["id"], longest);
+    for length in [4097, 1 << 20] {
+        let text = refused(ask(&"x".repeat(length)), 400);
+        assert_eq!(text, "the id is too long: it may have 4096 bytes");
+    }
 }
 
 #[test]

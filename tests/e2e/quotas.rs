@@ -278,6 +278,85 @@ fn the_bill_is_exact() {
 }
 
 #[test]
+fn starts_and_what_is_kept_ready_are_billed() {
+    let windows = "scale_window_ms = 1000\nscale_panic_window_ms = 300";
+    let mut server = Server::with_settings(windows);
+    let tenant = server.tenant("acme", "dedicated");
+    let manifest = |start: &str| {
+        format!("[limits]\ncpu_ms = 50\n[scale]\nmin = 1\n[env]\nSTART = \"{start}\"")
+    };
+    let amount = |used: &Value, name: &str| used["total"][name].as_u64().unwrap();
+    tenant.put_function("good", &guest("starter"), &manifest("")).expect(201);
+    let first = until("its start is billed", || {
+        let used = usage(&tenant);
+        (amount(&used, "start_cpu_us") > 0 && amount(&used, "memory_mib_ms") > 0).then_some(used)
+    });
+    // Nobody asks for it, and its memory costs all the same.
+    let later = until("what it keeps is billed", || {
+        let used = usage(&tenant);
+        (amount(&used, "memory_mib_ms") >= amount(&first, "memory_mib_ms") + 100).then_some(used)
+    });
+    assert_eq!((amount(&later, "requests"), amount(&later, "guest_cpu_us")), (0, 0), "{later}");
+    // A start that fails has used the processor too.
+    tenant.put_function("bad", &guest("starter"), &manifest("burn:60000")).expect(201);
+    until("the start that fails is billed", || {
+        let used = usage(&tenant);
+        let mut functions = used["functions"].as_array().unwrap().iter();
+        let bad = functions.find(|one| one["function"] == "bad")?;
+        (bad["start_cpu_us"].as_u64()? >= 50_000).then_some(())
+    });
+    // All of it is written, and counts against the budget: nothing more is kept.
+    server.restart();
+    let used = usage(&tenant);
+    assert!(amount(&used, "start_cpu_us") >= 50_000, "{used}");
+    assert!(amount(&used, "memory_mib_ms") >= amount(&later, "memory_mib_ms"), "{used}");
+    let path = "/api/v1/functions/good/instances";
+    let ready = |count: u64| {
+        let shown = tenant.client.get(path).expect(200).json();
+        (shown["versions"][0]["ready"] == count).then_some(())
+    };
+    until("it is kept ready", || ready(1));
+    let budget = json!({ "memory_gib_s": 0 });
+    server.operator().put_json("/api/v1/tenants/acme/budget", &budget).expect(200);
+    until("nothing is kept that cannot be paid", || ready(0));
+    server.operator().delete("/api/v1/tenants/acme/budget").expect(200);
+    until("it is kept again", || ready(1));
+}
+
+#[test]
+fn one_who_leaves_before_there_is_a_sandbox_is_not_billed() {
+    let server = Server::with_settings("sandboxes_max = 1");
+    let tenant = misbehaving(&server, "dedicated", "wall_ms = 60000");
+    let ask = |path: &str| {
+        let mut connection = server.connect();
+        let (path, key) = (tenant.path("m", path), &tenant.key);
+        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
+        connection.send(head);
+        connection
+    };
+    let ended = |outcome| {
+        server.metrics().sum("sandpiper_invocations_total", &[("outcome", outcome)]) as u64
+    };
+    let hangs = ask("/hang");
+    until("it hangs", || (sum(&server, "sandpiper_sandboxes") == 1.0).then_some(()));
+    until("one has left while it waited", || {
+        let turned_away = ended("node_saturated");
+        let waits = ask("/ok");
+        // On a busy machine it may be turned away before it leaves; then the next one may be quicker.
+        until("it waits", || {
+            let is_there = sum(&server, "sandpiper_running") == 2.0;
+            (is_there || ended("node_saturated") > turned_away).then_some(())
+        });
+        drop(waits);
+        until("it is gone", || (sum(&server, "sandpiper_running") == 1.0).then_some(()));
+        (ended("cancelled") == 1).then_some(())
+    });
+    drop(hangs);
+    until("the other one has left too", || (ended("cancelled") == 2).then_some(()));
+    assert_eq!(usage(&tenant)["total"]["requests"], 1);
+}
+
+#[test]
 fn inference_without_a_function_is_billed() {
     let server = Server::start();
     let tenant = server.tenant("acme", "standard");

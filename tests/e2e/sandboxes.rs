@@ -5,7 +5,7 @@ use std::{
     thread,
 };
 
-use sandpiper_tests::{Connection, Server, Tenant, guest, until};
+use sandpiper_tests::{Connection, Server, Tenant, guest, model, until};
 use serde_json::{Value, json};
 
 /// Windows short enough for a test.
@@ -244,30 +244,103 @@ fn limits_count_anew_for_each_request_of_a_reused_sandbox() {
 
 #[test]
 fn ready_sandboxes_make_room_when_the_pool_is_full() {
-    let server = Server::with_settings("sandboxes_max = 4\nready_max = 4");
-    let tenant = deploy(&server, "misbehave", "[scale]\nmin = 4");
-    until_ready(&tenant, "misbehave", 4);
+    let server = Server::with_settings("sandboxes_max = 3\nready_max = 3");
+    // One tenant alone may not fill it.
+    let tenants = ["one", "two", "three"].map(|name| server.tenant(name, "standard"));
+    for tenant in &tenants {
+        tenant.deploy("misbehave", "[scale]\nmin = 1");
+        until_ready(tenant, "misbehave", 1);
+    }
+    let tenant = server.tenant("acme", "dedicated");
     tenant.put_function("other", &guest("counter"), "").expect(201);
     for _ in 0..3 {
         assert_eq!(tenant.invoke("other", "/").expect(200).text(), "1");
     }
     assert!(server.metrics().sum("sandpiper_sandboxes_reclaimed_total", &[]) >= 1.0);
-    until_ready(&tenant, "misbehave", 4);
+    for tenant in &tenants {
+        until_ready(tenant, "misbehave", 1);
+    }
 }
 
 #[test]
 fn ready_sandboxes_are_bounded_on_a_node() {
     let server = Server::with_settings("ready_max = 3");
-    let tenant = deploy(&server, "misbehave", "[scale]\nmin = 2");
-    tenant.put_function("other", &guest("counter"), "[scale]\nmin = 2").expect(201);
-    until("three are ready", || {
-        let ready = |function| version(&tenant, function)["ready"].as_u64().unwrap();
-        (ready("misbehave") + ready("other") == 3).then_some(())
-    });
+    let tenants = ["one", "two", "three", "four"].map(|name| server.tenant(name, "dedicated"));
+    for tenant in &tenants {
+        tenant.deploy("counter", "[scale]\nmin = 2");
+    }
+    let ready = |tenant| version(tenant, "counter")["ready"].as_u64().unwrap();
+    until("three are ready", || (tenants.iter().map(ready).sum::<u64>() == 3).then_some(()));
     for _ in 0..50 {
         assert!(server.metrics().sum("sandpiper_sandboxes_ready", &[]) <= 3.0);
-        tenant.invoke("other", "/").expect(200);
+        tenants[3].invoke("counter", "/").expect(200);
     }
+}
+
+#[test]
+fn one_tenant_does_not_take_all_that_is_ready() {
+    let server = Server::with_settings("ready_max = 4");
+    let greedy = server.tenant("greedy", "free");
+    // The tier allows 16 sandboxes at once.
+    let refused = greedy.put_function("much", &guest("counter"), "[scale]\nmin = 17");
+    let refused = refused.refused(422, "invalid_manifest");
+    assert!(refused.message().contains("scale.min"), "{refused:?}");
+    for name in ["one", "two", "three", "four", "five"] {
+        greedy.put_function(name, &guest("counter"), "[scale]\nmin = 16").expect(201);
+    }
+    until("it has what it may have", || {
+        (server.metrics().sum("sandpiper_sandboxes_ready", &[]) >= 1.0).then_some(())
+    });
+    let other = server.tenant("other", "free");
+    other.deploy("counter", "[scale]\nmin = 1");
+    until_ready(&other, "counter", 1);
+    assert_eq!(server.metrics().sum("sandpiper_sandboxes_ready", &[]), 2.0);
+}
+
+#[test]
+fn slow_starts_hold_up_their_own_tenant_alone() {
+    let server = Server::start();
+    let [slow, other] = ["slow", "other"].map(|name| server.tenant(name, "dedicated"));
+    // Its code is there already when it is to be kept ready.
+    other.deploy("starter", "");
+    let names = ["one", "two", "three", "four", "five"];
+    for name in names {
+        let manifest = "[scale]\nmin = 2\n[env]\nSTART = \"sleep:600000\"";
+        slow.put_function(name, &guest("starter"), manifest).expect(201);
+    }
+    until("a start is under way", || {
+        (server.metrics().sum("sandpiper_sandboxes", &[]) >= 1.0).then_some(())
+    });
+    other.deploy("starter", "[scale]\nmin = 1");
+    until("the other tenant's is ready", || {
+        let all = instances(&other, "starter");
+        let ready = |one: &Value| one["ready"].as_u64() == Some(1);
+        all["versions"].as_array().unwrap().iter().any(ready).then_some(())
+    });
+    // Each start of the slow one may take 10 s before it is given up.
+    let given_up = |name: &&str| version(&slow, name)["start_fault"]["code"] == "wall_exceeded";
+    assert!(names.iter().filter(|name| given_up(name)).count() < names.len());
+}
+
+#[test]
+fn a_model_that_was_opened_at_the_start_is_not_carried_into_requests() {
+    let server = Server::start();
+    let tenant = server.tenant("acme", "dedicated");
+    tenant.put_model("digits", &model("digits")).expect(201);
+    let manifest = "[scale]\nmin = 1\n[env]\nSTART = \"model:digits\"";
+    tenant.put_function("f", &guest("starter"), manifest).expect(201);
+    let fault = until("the start fails", || {
+        let version = version(&tenant, "f");
+        version.get("start_fault").cloned()
+    });
+    assert_eq!(fault["code"], "kept_model", "{fault}");
+    let log = tenant.client.get("/api/v1/functions/f/logs").expect(200).json();
+    let line = &log["lines"][0];
+    assert_eq!(line["request_id"], "start", "{log}");
+    assert!(line["text"].as_str().unwrap().contains("a model that it opened"), "{log}");
+    // A sandbox of a request's own opens what the request may open.
+    assert_eq!(tenant.invoke("f", "/").expect(200).text(), "1");
+    assert_eq!(version(&tenant, "f")["ready"], 0);
 }
 
 #[test]

@@ -86,6 +86,21 @@ fn idle_connections_do_not_hold_the_end_up() {
 }
 
 #[test]
+fn what_a_guest_does_after_its_answer_is_billed_in_the_end() {
+    let mut server = Server::start();
+    let tenant = misbehave(&server);
+    assert_eq!(tenant.invoke("m", "/work-on?ms=1500").expect(200).text(), "done");
+    server.signal(libc::SIGTERM);
+    let ended = server.ends();
+    assert!(ended.success(), "{ended}\n{}", server.log());
+    assert!(!server.log().contains("still running"), "{}", server.log());
+    server.start_again();
+    let used = tenant.client.get("/api/v1/usage").expect(200).json();
+    assert_eq!(used["total"]["requests"], 1, "{used}");
+    assert!(used["total"]["memory_mib_ms"].as_u64().unwrap() >= 1_000, "{used}");
+}
+
+#[test]
 fn the_drain_has_a_limit() {
     let mut server = Server::with_settings("drain_ms = 300");
     misbehave(&server);

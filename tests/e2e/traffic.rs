@@ -9,6 +9,7 @@ use std::{
 use sandpiper_tests::{Answer, Call, Server, Tenant, example, guest, model};
 use serde_json::{Value, json};
 
+mod placements;
 mod rollouts;
 
 const LIVE: &str = "/api/v1/functions/f/aliases/live";
@@ -157,6 +158,61 @@ fn a_split_is_kept_by_a_cookie_that_is_given_to_who_has_none() {
     assert!(groups.iter().any(|(_, v)| *v == 1) && groups.iter().any(|(_, v)| *v == 2));
     point(&tenant, &json!({"version": 2})).expect(200);
     assert_eq!(ask(&tenant).send().header("set-cookie"), None, "where nothing splits");
+}
+
+/// The cookies of one browser, each with the path it is for.
+#[derive(Default)]
+struct Browser(Vec<(String, String)>);
+
+impl Browser {
+    /// Sends the cookies that RFC 6265 lets it send there, and keeps what it is given.
+    fn ask(&mut self, tenant: &Tenant, function: &str, path: &str) -> Answer {
+        let url = tenant.path(function, path);
+        let mut call = tenant.client.call("GET", &url);
+        for (cookie, of) in &self.0 {
+            if is_below(&url, of) {
+                call = call.header("cookie", cookie);
+            }
+        }
+        let answer = call.send();
+        if let Some(given) = answer.header("set-cookie") {
+            let (cookie, attributes) = given.split_once("; ").unwrap();
+            let mut attributes = attributes.split("; ");
+            let path = attributes.find_map(|attribute| attribute.strip_prefix("Path=")).unwrap();
+            self.0.push((cookie.to_owned(), path.to_owned()));
+        }
+        answer
+    }
+}
+
+/// RFC 6265, section 5.1.4.
+fn is_below(url: &str, path: &str) -> bool {
+    let asked = url.split('?').next().unwrap();
+    let rest = asked.strip_prefix(path);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || path.ends_with('/'))
+}
+
+#[test]
+fn a_browser_keeps_its_version_under_every_alias() {
+    let server = Server::start();
+    let tenant = with_versions(&server, 2);
+    let body = json!({"weights": {"1": 50, "2": 50}, "sticky": {"cookie": "group"}});
+    point(&tenant, &body).expect(200);
+    tenant.client.put_json("/api/v1/functions/f/aliases/canary", &body).expect(200);
+    for function in ["f", "f@canary"] {
+        let mut versions = BTreeSet::new();
+        for _ in 0..20 {
+            let mut browser = Browser::default();
+            let version = version_of(&browser.ask(&tenant, function, "/env"));
+            for _ in 0..5 {
+                let again = browser.ask(&tenant, function, "/env?again");
+                assert_eq!(version_of(&again), version, "{function}");
+                assert_eq!(again.header("set-cookie"), None, "{function}");
+            }
+            versions.insert(version);
+        }
+        assert_eq!(versions, [1, 2].into(), "{function}");
+    }
 }
 
 #[test]

@@ -61,6 +61,28 @@ fn a_handler_that_is_no_handler_is_refused() {
     good_upload(&mut server, &tenant);
 }
 
+/// A component that begins with so many component types, each within the one before.
+fn nested_types(levels: usize) -> Vec<u8> {
+    let types = [&[0x01], [0x41, 0x01, 0x01].repeat(levels).as_slice(), &[0x41, 0x00]].concat();
+    let length = u32::try_from(types.len()).unwrap();
+    let length = [0, 7, 14].map(|shift| ((length >> shift) & 0x7f) as u8);
+    let section = [&[0x07, length[0] | 0x80, length[1] | 0x80, length[2]], types.as_slice()];
+    let mut bytes = component("");
+    bytes.splice(8..8, section.concat());
+    bytes
+}
+
+#[test]
+fn types_that_nest_deeply_do_not_end_the_node() {
+    let mut server = Server::start();
+    let tenant = server.tenant("acme", "free");
+    for levels in [1_000, 40_000, 60_000, 500_000] {
+        let answer = tenant.client.put("/api/v1/functions/deep", nested_types(levels));
+        assert_eq!(answer.status, 422, "{levels} levels: {answer:?}");
+    }
+    good_upload(&mut server, &tenant);
+}
+
 #[test]
 fn an_import_outside_the_list_is_refused_by_name() {
     let upload = component(

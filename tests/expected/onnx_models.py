@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ml_models
 import sklearn_models
+import string_models
 
 OIP = {
     "bool": "BOOL",
@@ -41,6 +42,7 @@ OIP = {
     "float16": "FP16",
     "float32": "FP32",
     "float64": "FP64",
+    "object": "BYTES",
 }
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 # What tract gets wrong on its own: refusing is as good as putting it right.
@@ -53,10 +55,11 @@ def write(directory, digits):
     directory.mkdir(parents=True, exist_ok=True)
     entries = []
     kinds = (identities, arithmetic, labels, shapes, gathers, division, facts, heavy)
-    for models in (*kinds, recurrent, shifts, extremes, quantised, ml_models.models, sklearn_models.models):
+    modules = (module.models for module in (ml_models, sklearn_models, string_models))
+    for models in (*kinds, recurrent, shifts, extremes, quantised, *modules):
         for name, about, model, runs in models():
             entries.append(entry(directory, name, about, model, runs))
-    for name, about, content in (*refused(digits.read_bytes()), *sklearn_models.strings()):
+    for name, about, content in (*refused(digits.read_bytes()), *string_models.refused()):
         (directory / name).write_bytes(content)
         loads = None if name in EITHER else False
         entries.append({"file": name, "about": about, "loads": loads, "cases": []})

@@ -103,15 +103,3 @@ def models():
             rows[3, 1] = -1
         value = model.graph.input[0].name
         yield f"sklearn-{name}.onnx", f"{estimator}", model, [{value: rows}, {value: rows[:1]}]
-
-
-def strings():
-    """A classifier whose labels are strings, which no tensor here can hold."""
-    features, labels = load_iris(return_X_y=True)
-    features, labels = features.astype(np.float32), np.array(["a", "b", "c"])[labels]
-    for name, estimator in (
-        ("logistic", LogisticRegression(max_iter=300)),
-        ("tree", DecisionTreeClassifier(max_depth=3, random_state=0)),
-    ):
-        model = to_onnx(estimator.fit(features, labels), features[:1])
-        yield f"sklearn-strings-{name}.onnx", f"{estimator}, labels that are strings", model.SerializeToString()

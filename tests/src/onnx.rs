@@ -4,6 +4,8 @@
 pub const FLOAT: u64 = 1;
 /// 64-bit integers.
 pub const INT64: u64 = 7;
+/// Strings.
+pub const STRING: u64 = 8;
 
 /// A graph in the making.
 #[derive(Default)]
@@ -52,6 +54,17 @@ impl Onnx {
     pub fn integers(self, name: &str, values: &[i64]) -> Self {
         let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.weights(name, INT64, &[values.len() as u64], &data)
+    }
+
+    /// Adds a vector of strings.
+    pub fn strings(mut self, name: &str, texts: &[&[u8]]) -> Self {
+        let mut tensor = Vec::new();
+        number(&mut tensor, 1, texts.len() as u64);
+        number(&mut tensor, 2, STRING);
+        texts.iter().for_each(|text| field(&mut tensor, 6, text));
+        field(&mut tensor, 8, name.as_bytes());
+        field(&mut self.graph, 5, &tensor);
+        self
     }
 
     fn weights(mut self, name: &str, datatype: u64, dims: &[u64], data: &[u8]) -> Self {
@@ -140,6 +153,16 @@ pub fn product(side: u64, element: f32) -> Vec<u8> {
 /// The same with x of one row, which has no plans for several that would take memory of their own.
 pub fn row_product(side: u64, element: f32) -> Vec<u8> {
     product_of(Dim::Fixed(1), Dim::Fixed(1), side, element)
+}
+
+/// `y = texts[x]`, with x of `[N]`.
+pub fn texts(texts: &[&[u8]]) -> Vec<u8> {
+    Onnx::default()
+        .node("Gather", &["texts", "x"], &["y"])
+        .strings("texts", texts)
+        .input("x", INT64, &[Dim::Named("N")])
+        .output("y", STRING, &[Dim::Named("N")])
+        .build()
 }
 
 fn product_of(x: Dim, y: Dim, side: u64, element: f32) -> Vec<u8> {

@@ -25,6 +25,10 @@ pub struct Start {
     pub policies: Option<PathBuf>,
     /// More arguments of `serve`.
     pub arguments: Vec<String>,
+    /// More of the environment.
+    pub environment: Vec<(String, String)>,
+    /// A link to the program, in its place.
+    pub program: Option<PathBuf>,
     /// The operator's key comes from the data folder, not from the environment.
     pub own_operator_key: bool,
 }
@@ -270,6 +274,7 @@ fn files(folder: &Path) -> Vec<String> {
 struct Arguments {
     program: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     operator_key: Option<&'static str>,
 }
 
@@ -289,7 +294,8 @@ fn command(folder: &Path, start: &Start) -> Arguments {
     }
     arguments.extend(start.arguments.iter().cloned());
     let operator_key = (!start.own_operator_key).then_some(OPERATOR_KEY);
-    Arguments { program: artefacts::binary(), arguments, operator_key }
+    let program = start.program.clone().unwrap_or_else(artefacts::binary);
+    Arguments { program, arguments, environment: start.environment.clone(), operator_key }
 }
 
 impl From<Arguments> for Command {
@@ -302,6 +308,7 @@ impl From<&Arguments> for Command {
     fn from(arguments: &Arguments) -> Command {
         let mut command = Command::new(&arguments.program);
         command.args(&arguments.arguments).env_remove("SANDPIPER_OPERATOR_KEY");
+        command.env_remove("NOTIFY_SOCKET").envs(arguments.environment.iter().cloned());
         if let Some(key) = arguments.operator_key {
             command.env("SANDPIPER_OPERATOR_KEY", key);
         }

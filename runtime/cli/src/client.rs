@@ -154,6 +154,16 @@ impl Client {
         Ok(BufReader::new(response.into_body().into_reader()))
     }
 
+    /// An answer of a function's own that the server kept, whatever its status.
+    pub(crate) fn kept(&self, path: &str) -> Result<(u16, BufReader<BodyReader<'static>>)> {
+        let mut response = self.send(self.request(Method::GET, path), (), None)?;
+        if response.headers().contains_key("x-sandpiper-error") {
+            return Err(refusal(&mut response, Kind::of_status));
+        }
+        let status = response.status().as_u16();
+        Ok((status, BufReader::new(response.into_body().into_reader())))
+    }
+
     /// The status that an open path such as `/readyz` answers with.
     pub(crate) fn probe(&self, path: &str, within: Duration) -> Result<u16> {
         let request = Request::builder().method(Method::GET).uri(format!("{}{path}", self.server));

@@ -20,15 +20,16 @@ pub use catalog::{
 };
 pub use error::{CatalogError, KeyError, OpenError};
 pub use jobs::{
-    BatchView, BlobWriter, CommitObserver, DueWebhook, JobFilter, JobView, NewBatch, NewShard,
-    PinnedWork, ReadyWork, ResultView, Shard, ShardView, SqliteJobs,
+    BatchView, Before, BlobWriter, CRASHES_MAX, Calls, CommitObserver, DueWebhook, JobFilter,
+    JobView, Leased, NewBatch, NewShard, PinnedWork, ResultView, Shard, ShardOutput, ShardView,
+    SqliteJobs, Turn,
 };
 pub use key::{KeyId, KeyText, OperatorKey, OperatorKeyError, ParseKeyIdError, Pepper};
 pub use policy::{Limits, Policies, PolicyError, TierName};
 pub use rollout::{
-    BAKE_MAX, EndedRollout, Health, NewRollout, Observed, Rollout, RolloutEnd, Verdict, judge,
+    BAKE_MAX, EndedRollout, Health, NewRollout, Observed, Rollout, RolloutEnd, Seen, Verdict, judge,
 };
 pub use store::{DataFolder, FolderBlobs, SqliteStore};
 pub use usage::{
-    Amounts, Counted, Ledger, Ledgers, Month, Owner, ParseMonthError, Spent, UsageError,
+    Amounts, Counted, Ledger, Ledgers, Month, Owner, ParseMonthError, Spent, Tally, UsageError,
 };

@@ -82,15 +82,28 @@ pub enum RolloutEnd {
     Aborted,
 }
 
-/// What a version has done since its rollout began.
+/// What a version has done with the requests that its rollout sent to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// Its requests.
+    /// Its requests, but for those of `cancelled`.
     pub requests: u64,
     /// Those of them that failed.
     pub errors: u64,
-    /// What 99 of 100 of them took at most, when there was any.
+    /// Requests whose callers soon left without an answer, which tells nothing of the version.
+    pub cancelled: u64,
+    /// What 99 of 100 of the requests took at most, when there was any.
     pub p99_ms: Option<u64>,
+}
+
+/// What is known of a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// What the new version did.
+    pub candidate: Observed,
+    /// What the version of before did meanwhile.
+    pub stable: Observed,
+    /// Since when both are watched without a break: since the rollout began, or since the node was started.
+    pub from: OffsetDateTime,
 }
 
 /// What is to become of a rollout.
@@ -104,33 +117,72 @@ pub enum Verdict {
     RollBack(String),
 }
 
-/// Judges a rollout. With fewer requests than it wants it waits for them as long again as it was to wait at all; what
-/// there is by then decides.
-pub fn judge(seen: &Observed, rollout: &Rollout, now: OffsetDateTime) -> Verdict {
-    let is_enough = seen.requests >= rollout.health.requests_min;
+/// Judges a rollout.
+///
+/// - With fewer requests than it wants it waits for them as long again as it was to wait at all; what there is by then
+///   decides. Time in which nobody watched does not count as waiting.
+/// - A new version that fails more often than it may is taken back at once, unless the version of before fails as well:
+///   then something else is out of order, and the new one is to blame only for what it fails beyond that. It waits, is
+///   promoted once it keeps to its part, and is taken back when it has not by the end. The version of before counts
+///   from as many requests on as the new one needs.
+/// - Times are compared with what the rollout allows alone.
+/// - Where all callers left without an answer, it is taken back in the end.
+pub fn judge(seen: &Seen, rollout: &Rollout, now: OffsetDateTime) -> Verdict {
     let bake = rollout.bake_until - rollout.began_at;
-    let is_last = now >= rollout.bake_until.saturating_add(bake);
+    let last = rollout.bake_until.max(seen.from).saturating_add(bake);
+    let is_enough = seen.candidate.requests >= rollout.health.requests_min;
+    let is_last = now >= last;
+    // Even who asks for no requests at all asks for the time.
+    let is_watched = seen.candidate.requests > 0 || now >= seen.from.saturating_add(bake);
     if !is_enough && !is_last {
         return Verdict::Wait;
     }
-    if let Some(reason) = fault(seen, rollout) {
-        return Verdict::RollBack(reason);
+    match fault(seen, rollout) {
+        Some(fault) if fault.is_its_own || is_last => Verdict::RollBack(fault.reason),
+        None if is_watched && now >= rollout.bake_until => Verdict::Promote,
+        Some(_) | None => Verdict::Wait,
     }
-    if now >= rollout.bake_until { Verdict::Promote } else { Verdict::Wait }
 }
 
-fn fault(seen: &Observed, rollout: &Rollout) -> Option<String> {
-    let health = &rollout.health;
-    let rate = seen.errors as f64 / (seen.requests.max(1)) as f64;
-    if rate > health.error_rate_max {
-        let (errors, requests) = (seen.errors, seen.requests);
-        let max = health.error_rate_max * 100.0;
-        return Some(format!("{errors} of {requests} requests failed, more than {max:.1} %"));
+/// What speaks against a new version.
+struct Fault {
+    reason: String,
+    /// Whether it is the version's for certain.
+    is_its_own: bool,
+}
+
+fn fault(seen: &Seen, rollout: &Rollout) -> Option<Fault> {
+    let (health, candidate) = (&rollout.health, &seen.candidate);
+    let Observed { requests, errors, cancelled, p99_ms } = *candidate;
+    let max = health.error_rate_max;
+    let is_over = candidate.error_rate() > max;
+    let failed =
+        || format!("{errors} of {requests} requests failed, more than {:.1} %", max * 100.0);
+    let is_known = seen.stable.requests >= health.requests_min;
+    let usual = if is_known { seen.stable.error_rate() } else { 0.0 };
+    if candidate.error_rate() > usual + max {
+        return Some(Fault { reason: failed(), is_its_own: true });
     }
-    let (p99, max) = seen.p99_ms.zip(health.p99_ms_max)?;
-    (p99 > max).then(|| {
-        format!("one of 100 requests took {p99} ms or longer, more than the {max} ms allowed")
+    if let Some((p99, max)) = p99_ms.zip(health.p99_ms_max).filter(|(p99, max)| p99 > max) {
+        let reason =
+            format!("one of 100 requests took {p99} ms or longer, more than the {max} ms allowed");
+        return Some(Fault { reason, is_its_own: true });
+    }
+    if is_over {
+        let reason = format!("{}; version {} failed, too", failed(), rollout.stable);
+        return Some(Fault { reason, is_its_own: false });
+    }
+    let is_unanswered = requests == 0 && cancelled > 0;
+    is_unanswered.then(|| {
+        let reason = format!("none of {cancelled} requests was answered before its caller left");
+        Fault { reason, is_its_own: false }
     })
+}
+
+impl Observed {
+    fn error_rate(&self) -> f64 {
+        self.errors as f64 / self.requests.max(1) as f64
+    }
 }
 
 #[cfg(test)]
@@ -149,8 +201,14 @@ mod tests {
         OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds)
     }
 
-    fn seen(requests: u64, errors: u64, p99_ms: u64) -> Observed {
-        Observed { requests, errors, p99_ms: (requests > 0).then_some(p99_ms) }
+    fn observed(requests: u64, errors: u64, p99_ms: u64) -> Observed {
+        let p99_ms = (requests > 0).then_some(p99_ms);
+        Observed { requests, errors, cancelled: 0, p99_ms }
+    }
+
+    fn seen(requests: u64, errors: u64, p99_ms: u64) -> Seen {
+        let candidate = observed(requests, errors, p99_ms);
+        Seen { candidate, stable: Observed::default(), from: after(0) }
     }
 
     #[test]
@@ -186,11 +244,76 @@ mod tests {
         assert!(matches!(judge(&seen(5, 3, 9), &rollout, after(200)), Verdict::RollBack(_)));
     }
 
+    #[test]
+    fn time_in_which_nobody_watched_is_no_proof() {
+        let rollout = rollout(Health::default());
+        // The node was down from the beginning to long after the end.
+        let back = |requests, errors| Seen { from: after(1_000), ..seen(requests, errors, 9) };
+        assert_eq!(judge(&back(0, 0), &rollout, after(1_000)), Verdict::Wait);
+        assert_eq!(judge(&back(19, 0), &rollout, after(1_099)), Verdict::Wait);
+        assert_eq!(judge(&back(19, 0), &rollout, after(1_100)), Verdict::Promote);
+        assert_eq!(judge(&back(20, 0), &rollout, after(1_001)), Verdict::Promote);
+        assert!(matches!(judge(&back(20, 9), &rollout, after(1_001)), Verdict::RollBack(_)));
+        let rollout = self::rollout(Health { requests_min: 0, ..Health::default() });
+        assert_eq!(judge(&back(0, 0), &rollout, after(1_099)), Verdict::Wait);
+        assert_eq!(judge(&back(0, 0), &rollout, after(1_100)), Verdict::Promote);
+        assert_eq!(judge(&seen(0, 0, 0), &rollout, after(100)), Verdict::Promote);
+    }
+
+    #[test]
+    fn what_fails_everywhere_is_not_the_new_version() {
+        let rollout = rollout(Health::default());
+        let with = |errors: u64, of_stable: u64, seconds: i64| {
+            let seen = Seen { stable: observed(100, of_stable, 9), ..seen(20, errors, 9) };
+            judge(&seen, &rollout, after(seconds))
+        };
+        // Both fail as often: it waits, and who has not recovered by the end does not take over.
+        assert_eq!(with(20, 100, 199), Verdict::Wait);
+        let Verdict::RollBack(reason) = with(20, 100, 200) else { panic!("it took over") };
+        assert_eq!(reason, "20 of 20 requests failed, more than 5.0 %; version 1 failed, too");
+        // It fails more often than that explains.
+        assert!(matches!(with(20, 94, 1), Verdict::RollBack(_)));
+        assert_eq!(with(20, 95, 1), Verdict::Wait);
+        // It has recovered.
+        assert_eq!(with(1, 100, 100), Verdict::Promote);
+    }
+
+    #[test]
+    fn few_requests_of_the_stable_version_excuse_nothing() {
+        let stable = observed(19, 19, 9);
+        let seen = Seen { stable, ..seen(20, 20, 9) };
+        let verdict = judge(&seen, &rollout(Health::default()), after(1));
+        assert!(matches!(verdict, Verdict::RollBack(_)));
+    }
+
+    #[test]
+    fn callers_that_all_leave_promote_nothing() {
+        for requests_min in [0, 20] {
+            let rollout = rollout(Health { requests_min, ..Health::default() });
+            let candidate = Observed { cancelled: 7, ..Observed::default() };
+            let seen = Seen { candidate, ..seen(0, 0, 0) };
+            assert_eq!(judge(&seen, &rollout, after(199)), Verdict::Wait);
+            let Verdict::RollBack(reason) = judge(&seen, &rollout, after(200)) else {
+                panic!("it took over");
+            };
+            assert_eq!(reason, "none of 7 requests was answered before its caller left");
+        }
+    }
+
     proptest! {
         #[test]
-        fn every_rollout_ends(requests: u64, errors: u64, p99_ms: u64, rate in 0.0f64..=1.0) {
+        fn every_rollout_ends(
+            requests: u64,
+            errors: u64,
+            cancelled: u64,
+            p99_ms: u64,
+            of_stable: (u64, u64),
+            rate in 0.0f64..=1.0,
+        ) {
             let rollout = rollout(Health { error_rate_max: rate, ..Health::default() });
-            let verdict = judge(&seen(requests, errors, p99_ms), &rollout, after(200));
+            let candidate = Observed { cancelled, ..observed(requests, errors, p99_ms) };
+            let stable = observed(of_stable.0, of_stable.1, p99_ms);
+            let verdict = judge(&Seen { candidate, stable, from: after(0) }, &rollout, after(200));
             prop_assert_ne!(verdict, Verdict::Wait);
         }
     }

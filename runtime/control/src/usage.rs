@@ -22,7 +22,7 @@ mod store;
 mod tests;
 
 pub use amounts::{Amounts, Counted};
-pub use ledger::{Ledger, Spent};
+pub use ledger::{Ledger, Spent, Tally};
 use store::{Row, UsageStore};
 
 /// A calendar month, UTC.
@@ -196,9 +196,13 @@ impl Ledgers {
         Ok(())
     }
 
-    /// Drops from memory the ledgers of tenants that are no more, once all is written.
+    /// Drops from memory the ledgers of tenants that are no more, once all is written and nobody is left who could add
+    /// to them: requests may outlive their tenant.
     pub fn retain(&self, mut is_there: impl FnMut(&Owner) -> bool) {
-        lock(&self.ledgers).retain(|owner, ledger| is_there(owner) || !ledger.is_clean());
+        lock(&self.ledgers).retain(|owner, ledger| {
+            // Asked in this order: the last one to let go may have added something just before.
+            is_there(owner) || Arc::get_mut(ledger).is_none() || !ledger.is_clean()
+        });
     }
 }
 

@@ -32,6 +32,11 @@ pub enum Fault {
     /// The guest ended without a response.
     #[error("the function ended without a response")]
     NoResponse,
+    /// A sandbox that was made ahead would have carried a model over from its start.
+    #[error(
+        "the function holds a model that it opened at its start; it must open its models as it answers, since a sandbox that is made ahead may serve when the model has another version or may not be used any more"
+    )]
+    KeptModel,
     /// The node could not give the invocation a sandbox.
     #[error("the node has no sandbox free")]
     Saturated,
@@ -46,6 +51,7 @@ impl Fault {
             Fault::MemoryExceeded { .. } => "memory_exceeded",
             Fault::Trap { .. } => "trap",
             Fault::NoResponse => "no_response",
+            Fault::KeptModel => "kept_model",
             Fault::Saturated => "node_saturated",
         }
     }
@@ -58,7 +64,7 @@ pub struct Usage {
     pub cpu: Duration,
     /// The largest sum of all linear memories, in bytes.
     pub memory_bytes_max: u64,
-    /// From the making of its sandbox to its end.
+    /// From the making of its sandbox to its end; 0 where it never had one.
     pub lifetime: Duration,
     /// Its calls of models that were answered.
     pub inferences: u32,

@@ -143,8 +143,10 @@ pub enum Enqueued {
 /// A job in a worker's hands. `attempt` is on the disk already.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    /// The job.
+    /// The job, without its body where that lies in a blob.
     pub job: NewJob,
+    /// That blob, and about how long it is: whoever runs the job reads it when there is room for it.
+    pub blob: Option<(Digest, u64)>,
     /// The number of this attempt, from 1.
     pub attempt: u32,
     /// Attempts that ended with the node.
@@ -229,8 +231,8 @@ pub trait JobQueue: Send + Sync {
         now_ms: u64,
         until_ms: u64,
     ) -> Answer<Vec<Lease>>;
-    /// The job has ended.
-    fn ack(&self, job: JobId, token: u64, end: End, now_ms: u64) -> Answer<()>;
+    /// The job has ended: dead where its result would not fit in the `bytes_max` that may be kept of its tenant.
+    fn ack(&self, job: JobId, token: u64, end: End, bytes_max: u64, now_ms: u64) -> Answer<()>;
     /// The attempt has failed or was not made.
     fn nack(&self, job: JobId, token: u64, again: Again) -> Answer<()>;
     /// The worker needs longer.
@@ -239,12 +241,14 @@ pub trait JobQueue: Send + Sync {
     fn reclaim(&self, now_ms: u64, crashed: bool) -> Answer<usize>;
     /// Takes a job back; says where it stands now.
     fn cancel(&self, tenant: TenantName, job: JobId, now_ms: u64) -> Answer<JobState>;
-    /// Sends dead jobs on their way again: one, those of a function, or all of a tenant. Says how many.
+    /// Sends dead jobs on their way again: one, or some of a function's or of all of a tenant, as long as no more than
+    /// `waiting_max` wait. Says how many; 0 where there are none left.
     fn redrive(
         &self,
         tenant: TenantName,
         job: Option<JobId>,
         function: Option<FunctionName>,
+        waiting_max: u32,
         now_ms: u64,
     ) -> Answer<u64>;
 }

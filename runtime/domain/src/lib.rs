@@ -35,4 +35,4 @@ pub use name::{AliasName, FunctionName, ModelName, NameError, TenantName};
 pub use reference::{ModelRef, ReferenceError, Selector};
 pub use scope::{Scope, ScopeSet, UnknownScope};
 pub use store::{BlobStore, Expect, MetadataStore, Operation, Record, StoreError};
-pub use tensor::{DataType, NamedTensor, RANK_MAX, Tensor, TensorError};
+pub use tensor::{DataType, NamedTensor, RANK_MAX, Strings, Tensor, TensorError, put_string};

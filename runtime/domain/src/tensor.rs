@@ -1,10 +1,15 @@
 //! Tensors as every plane exchanges them: a type, a shape, and little-endian bytes.
+//!
+//! Elements have a size of their type, or are strings ([`DataType::Bytes`]), each with its length before it.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The most dimensions a tensor may have.
 pub const RANK_MAX: usize = 8;
+
+/// Bytes of the length before a string.
+const STRING_HEAD: usize = 4;
 
 /// Element types, under the names of the Open Inference Protocol v2 ("Tensor Data Types").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -36,6 +41,9 @@ pub enum DataType {
     F32,
     #[serde(rename = "FP64")]
     F64,
+    /// Strings of any bytes. In a tensor each is its length, 32 bits, and so many bytes.
+    #[serde(rename = "BYTES")]
+    Bytes,
 }
 
 impl DataType {
@@ -55,17 +63,24 @@ impl DataType {
             DataType::BF16 => "BF16",
             DataType::F32 => "FP32",
             DataType::F64 => "FP64",
+            DataType::Bytes => "BYTES",
         }
     }
 
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
+    /// Bytes of one element; `None` where each has a length of its own.
+    pub fn size(self) -> Option<usize> {
+        Some(match self {
             DataType::Bool | DataType::U8 | DataType::I8 => 1,
             DataType::U16 | DataType::I16 | DataType::F16 | DataType::BF16 => 2,
             DataType::U32 | DataType::I32 | DataType::F32 => 4,
             DataType::U64 | DataType::I64 | DataType::F64 => 8,
-        }
+            DataType::Bytes => return None,
+        })
+    }
+
+    /// The least bytes that an element takes in a tensor. So many zeros are an element: 0, or the empty string.
+    pub fn size_min(self) -> usize {
+        self.size().unwrap_or(STRING_HEAD)
     }
 }
 
@@ -101,6 +116,27 @@ pub enum TensorError {
         /// Bytes that came.
         actual: usize,
     },
+    /// Strings do not add up.
+    #[error("a BYTES tensor of shape {shape:?} has {expected} elements; {actual} were given")]
+    Count {
+        /// The claimed shape.
+        shape: Vec<u64>,
+        /// Elements that the shape asks for.
+        expected: usize,
+        /// Elements that came.
+        actual: usize,
+    },
+    /// A string says that it is longer than what there is.
+    #[error("a BYTES element says that its length is {length} where {left} bytes are left")]
+    Overlong {
+        /// What it says.
+        length: usize,
+        /// Bytes behind it.
+        left: usize,
+    },
+    /// What is left is too short for the length of a string.
+    #[error("the data ends in {0} bytes that are no whole BYTES element")]
+    Rest(usize),
 }
 
 /// A dense tensor in row-major order, little-endian. Its fields always agree: see [`Tensor::new`].
@@ -112,7 +148,8 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Checks that `shape` x `datatype` is the length of `data`, in bytes, with overflow in mind.
+    /// Checks that `shape` x `datatype` is the length of `data`, in bytes, with overflow in mind; of strings, that
+    /// there are as many and that each is whole.
     pub fn new(datatype: DataType, shape: &[u64], data: Bytes) -> Result<Self, TensorError> {
         if shape.len() > RANK_MAX {
             return Err(TensorError::Rank(shape.len()));
@@ -125,12 +162,31 @@ impl Tensor {
             elements = elements.checked_mul(dim).ok_or_else(overflow)?;
             dims.push(dim);
         }
-        let expected = elements.checked_mul(datatype.size()).ok_or_else(overflow)?;
+        let Some(size) = datatype.size() else {
+            let count = count(&data)?;
+            if count != elements {
+                let (shape, expected, actual) = (shape.to_vec(), elements, count);
+                return Err(TensorError::Count { shape, expected, actual });
+            }
+            return Ok(Tensor { datatype, shape: dims, data });
+        };
+        let expected = elements.checked_mul(size).ok_or_else(overflow)?;
         if expected != data.len() {
             let (shape, actual) = (shape.to_vec(), data.len());
             return Err(TensorError::Length { datatype, shape, expected, actual });
         }
         Ok(Tensor { datatype, shape: dims, data })
+    }
+
+    /// A tensor of strings. One as long as 4 GiB is in no memory here, and would be refused.
+    pub fn of_strings<'a>(
+        shape: &[u64],
+        strings: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Result<Self, TensorError> {
+        let bytes = strings.clone().map(|string| STRING_HEAD + string.len()).sum();
+        let mut data = BytesMut::with_capacity(bytes);
+        strings.for_each(|string| put_string(&mut data, string));
+        Tensor::new(DataType::Bytes, shape, data.freeze())
     }
 
     /// The element type.
@@ -146,6 +202,60 @@ impl Tensor {
     /// The elements, little-endian, row-major.
     pub fn data(&self) -> &Bytes {
         &self.data
+    }
+
+    /// How many elements there are.
+    pub fn elements(&self) -> usize {
+        // It was multiplied when the tensor was made.
+        self.shape.iter().product()
+    }
+
+    /// The elements of a tensor of strings; none of any other.
+    pub fn strings(&self) -> Strings<'_> {
+        Strings(if self.datatype == DataType::Bytes { &self.data } else { &[] })
+    }
+}
+
+/// Writes a string as tensors have it.
+pub fn put_string(out: &mut impl BufMut, string: &[u8]) {
+    out.put_u32_le(u32::try_from(string.len()).unwrap_or(u32::MAX));
+    out.put_slice(string);
+}
+
+/// How many strings these bytes are.
+fn count(data: &[u8]) -> Result<usize, TensorError> {
+    let mut strings = Strings(data);
+    let count = strings.by_ref().count();
+    match strings.0.split_first_chunk::<STRING_HEAD>() {
+        None if strings.0.is_empty() => Ok(count),
+        None => Err(TensorError::Rest(strings.0.len())),
+        Some((length, left)) => {
+            let length = u32::from_le_bytes(*length) as usize;
+            Err(TensorError::Overlong { length, left: left.len() })
+        }
+    }
+}
+
+/// The strings of a tensor, in order.
+#[derive(Debug, Clone)]
+pub struct Strings<'a>(&'a [u8]);
+
+impl<'a> Strings<'a> {
+    /// The bytes that the strings not yet given take, with their lengths.
+    pub fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+}
+
+impl<'a> Iterator for Strings<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (length, rest) = self.0.split_first_chunk::<STRING_HEAD>()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let (string, rest) = rest.split_at_checked(length)?;
+        self.0 = rest;
+        Some(string)
     }
 }
 
@@ -184,7 +294,51 @@ mod tests {
         assert_eq!(error, TensorError::Rank(9));
     }
 
+    fn of_strings(shape: &[u64], data: &'static [u8]) -> Result<Tensor, TensorError> {
+        Tensor::new(DataType::Bytes, shape, Bytes::from_static(data))
+    }
+
+    #[test]
+    fn strings_are_whole_and_as_many_as_the_shape_says() {
+        let pair = of_strings(&[2, 1], b"\x02\0\0\0ab\0\0\0\0").unwrap();
+        assert_eq!(pair.strings().collect::<Vec<_>>(), [&b"ab"[..], b""]);
+        assert!(of_strings(&[0, 7], b"").is_ok() && of_strings(&[], b"\0\0\0\0").is_ok());
+        let overlong = |length, left| Err(TensorError::Overlong { length, left });
+        assert_eq!(of_strings(&[1], b"\x03\0\0\0ab"), overlong(3, 2));
+        assert_eq!(of_strings(&[1], b"\xff\xff\xff\xffab"), overlong(u32::MAX as usize, 2));
+        assert_eq!(of_strings(&[1], b"\x01\0\0"), Err(TensorError::Rest(3)));
+        for (shape, data) in [(&[2][..], &b"\x02\0\0\0ab"[..]), (&[], b""), (&[1 << 40], b"")] {
+            assert!(matches!(of_strings(shape, data), Err(TensorError::Count { .. })), "{shape:?}");
+        }
+        assert!(matches!(
+            of_strings(&[u64::MAX, 2], b""),
+            Err(TensorError::Overflow { datatype: DataType::Bytes, .. })
+        ));
+    }
+
     proptest::proptest! {
+        #[test]
+        fn strings_come_back(strings in proptest::collection::vec(".{0,9}", 0..9)) {
+            let bytes: Vec<&[u8]> = strings.iter().map(|string| string.as_bytes()).collect();
+            let shape = [bytes.len() as u64];
+            let tensor = Tensor::of_strings(&shape, bytes.iter().copied()).unwrap();
+            assert_eq!(tensor.strings().collect::<Vec<_>>(), bytes);
+            assert_eq!((tensor.elements(), tensor.strings().count()), (bytes.len(), bytes.len()));
+        }
+
+        #[test]
+        fn no_strings_panic(
+            shape in proptest::collection::vec(0u64..4, 0..4),
+            data in proptest::collection::vec(0u8..5, 0..40),
+        ) {
+            let elements = shape.iter().product::<u64>() as usize;
+            if let Ok(tensor) = Tensor::new(DataType::Bytes, &shape, data.into()) {
+                assert_eq!(tensor.strings().count(), elements);
+                let bytes: usize = tensor.strings().map(|string| STRING_HEAD + string.len()).sum();
+                assert_eq!(bytes, tensor.data().len());
+            }
+        }
+
         #[test]
         fn only_the_exact_length_is_accepted(shape in proptest::collection::vec(0u64..5, 0..5), length in 0usize..700) {
             let expected = shape.iter().product::<u64>() as usize * 4;

@@ -1,7 +1,7 @@
 //! Rows: joining the inputs of several calls to those of one, and parting the outputs again.
 
 use bytes::{Bytes, BytesMut};
-use sandpiper_domain::{NamedTensor, Tensor};
+use sandpiper_domain::{NamedTensor, Strings, Tensor};
 
 /// The rows of a call: axis 0 of every input. `None` where the inputs do not agree on it, or one has no axes.
 pub(crate) fn rows_of(inputs: &[Tensor]) -> Option<usize> {
@@ -48,13 +48,10 @@ pub(crate) fn split(outputs: Vec<NamedTensor>, rows: &[usize]) -> Option<Vec<Vec
         if tensor.shape().first() != Some(&total) || total == 0 {
             return None;
         }
-        let row = tensor.data().len() / total;
-        let mut at = 0;
+        let mut cut = Cut::of(&tensor);
         for (call, &rows) in calls.iter_mut().zip(rows) {
-            let end = at + rows * row;
-            let tensor = part(&tensor, rows, tensor.data().slice(at..end))?;
+            let tensor = part(&tensor, rows, cut.next(rows))?;
             call.push(NamedTensor { name: name.clone(), tensor });
-            at = end;
         }
     }
     Some(calls)
@@ -62,10 +59,53 @@ pub(crate) fn split(outputs: Vec<NamedTensor>, rows: &[usize]) -> Option<Vec<Vec
 
 /// One row of a tensor.
 pub(crate) fn row(tensor: &Tensor, row: usize) -> Option<Tensor> {
-    let bytes = tensor.data().len() / (*tensor.shape().first()?).max(1);
-    let end = row.checked_add(1)?.checked_mul(bytes)?;
-    let data = (end <= tensor.data().len()).then(|| tensor.data().slice(end - bytes..end))?;
-    part(tensor, 1, data)
+    if row >= *tensor.shape().first()? {
+        return None;
+    }
+    let mut cut = Cut::of(tensor);
+    cut.next(row);
+    part(tensor, 1, cut.next(1))
+}
+
+/// Takes the bytes of a tensor apart, some rows after the others.
+struct Cut<'a> {
+    data: &'a Bytes,
+    at: usize,
+    row: Row<'a>,
+}
+
+/// What a row is.
+enum Row<'a> {
+    /// So many bytes.
+    Bytes(usize),
+    /// So many strings, and those that are not yet taken.
+    Strings(usize, Strings<'a>),
+}
+
+impl<'a> Cut<'a> {
+    fn of(tensor: &'a Tensor) -> Self {
+        let rows = tensor.shape().first().copied().unwrap_or(1).max(1);
+        let row = match tensor.datatype().size() {
+            Some(_) => Row::Bytes(tensor.data().len() / rows),
+            None => Row::Strings(tensor.elements() / rows, tensor.strings()),
+        };
+        Cut { data: tensor.data(), at: 0, row }
+    }
+
+    /// The bytes of the next rows, which are there.
+    fn next(&mut self, rows: usize) -> Bytes {
+        let bytes = match &mut self.row {
+            Row::Bytes(bytes) => rows.saturating_mul(*bytes),
+            Row::Strings(count, strings) => {
+                let before = strings.rest().len();
+                strings.by_ref().take(rows.saturating_mul(*count)).for_each(drop);
+                before - strings.rest().len()
+            }
+        };
+        let (start, end) = (self.at, self.data.len().min(self.at.saturating_add(bytes)));
+        self.at = end;
+        self.data.slice(start..end)
+    }
 }
 
 fn part(tensor: &Tensor, rows: usize, data: Bytes) -> Option<Tensor> {
@@ -81,10 +121,15 @@ mod tests {
 
     use super::*;
 
-    /// Rows of `width` bytes, each of them `mark`.
-    fn tensor(rows: usize, width: usize, mark: u8) -> Tensor {
-        let data = Bytes::from(vec![mark; rows * width]);
-        Tensor::new(DataType::U8, &[rows as u64, width as u64], data).unwrap()
+    /// Rows of `width` elements: bytes that are `mark`, or strings that are longer from row to row and hold it.
+    fn tensor(rows: usize, width: usize, mark: u8, is_text: bool) -> Tensor {
+        let shape = [rows as u64, width as u64];
+        if is_text {
+            let strings: Vec<Vec<u8>> =
+                (0..rows * width).map(|length| vec![mark; length]).collect();
+            return Tensor::of_strings(&shape, strings.iter().map(Vec::as_slice)).unwrap();
+        }
+        Tensor::new(DataType::U8, &shape, Bytes::from(vec![mark; rows * width])).unwrap()
     }
 
     proptest! {
@@ -94,11 +139,15 @@ mod tests {
             widths in vec(1usize..4, 1..4),
             rows in vec(vec(0usize..4, 4), 1..8),
             is_even in any::<bool>(),
+            is_text in any::<bool>(),
         ) {
             let inputs = |(call, rows): (usize, &Vec<usize>)| -> Vec<Tensor> {
                 let rows = |input: usize| rows[if is_even { 0 } else { input }];
                 let widths = widths.iter().enumerate();
-                widths.map(|(input, width)| tensor(rows(input), *width, call as u8)).collect()
+                let one = |(input, width): (usize, &usize)| {
+                    tensor(rows(input), *width, call as u8, is_text)
+                };
+                widths.map(one).collect()
             };
             let calls: Vec<Vec<Tensor>> = rows.iter().enumerate().map(inputs).collect();
             let own: Vec<Option<usize>> = calls.iter().map(|inputs| rows_of(inputs)).collect();
@@ -112,6 +161,11 @@ mod tests {
             for (part, call) in parts.iter().flatten().zip(&calls) {
                 let part: Vec<Tensor> = part.iter().map(|named| named.tensor.clone()).collect();
                 prop_assert_eq!(&part, call);
+                let rows = part[0].shape()[0];
+                prop_assert!(row(&part[0], rows).is_none());
+                let single: Vec<Tensor> = (0..rows).filter_map(|at| row(&part[0], at)).collect();
+                let joined = join(single.iter().map(std::slice::from_ref));
+                prop_assert_eq!(joined.unwrap_or_default(), part[..1.min(rows)].to_vec());
             }
         }
     }

@@ -42,8 +42,8 @@ impl Loader {
         }
     }
 
-    /// Loads, measures and warms up, within the budget. On a loader thread; `alone` keeps other large loads off. Whether
-    /// an upload finds room beside pinned models is decided when it is known which of them it replaces.
+    /// Loads, measures and warms up, within the budget. On a loader thread; `alone` keeps other large loads off.
+    /// Whether an upload finds room beside pinned models is decided when it is known which of them it replaces.
     pub(crate) fn prepare(
         &self,
         spec: ModelSpec,
@@ -106,7 +106,7 @@ pub(crate) fn warm_up(
     Ok(())
 }
 
-/// Zeros for every input, with 1 for each free dimension.
+/// Zeros and empty strings for every input, with 1 for each free dimension.
 fn smallest(program: &dyn Program) -> Option<Vec<Tensor>> {
     let specs = &program.contract().signature.inputs;
     let mut room = MADE_UP_BYTES_MAX;
@@ -117,7 +117,7 @@ fn smallest(program: &dyn Program) -> Option<Vec<Tensor>> {
         let elements = shape.iter().try_fold(1usize, |product, size| {
             usize::try_from(*size).ok().and_then(|size| product.checked_mul(size))
         });
-        let bytes = elements?.checked_mul(spec.datatype.size())?;
+        let bytes = elements?.checked_mul(spec.datatype.size_min())?;
         room = room.checked_sub(bytes)?;
         inputs.push(Tensor::new(spec.datatype, &shape, Bytes::from(vec![0; bytes])).ok()?);
     }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use sandpiper_domain::{
-    BoxFuture, BriefRuns, InferenceError, InferenceRequest, Model, ModelOptions, ModelSignature,
-    TenantName, Tensor,
+    BoxFuture, BriefRuns, DataType, InferenceError, InferenceRequest, Model, ModelOptions,
+    ModelSignature, TenantName, Tensor,
 };
 use tokio::sync::oneshot;
 
@@ -53,6 +53,8 @@ pub(crate) struct Core {
 /// A call that takes no more than this is brief: handing it to a compute thread and back takes about as long, for two
 /// threads have to be woken.
 const BRIEF_NS: u64 = 100_000;
+/// Looking longer strings up may take longer than that.
+const BRIEF_STRINGS_MAX: usize = 16 << 10;
 
 /// One model version, parsed and optimised. Every function and request that uses the version shares it.
 pub struct LoadedModel {
@@ -296,7 +298,9 @@ impl Core {
     /// What a call on these inputs is expected to take, if it is brief. One that its owner wants to wait for company is
     /// not.
     fn brief_ns(&self, inputs: &[Tensor], width: usize) -> Option<u64> {
-        if !self.is_steady || !self.delay.is_zero() {
+        let is_text = |input: &&Tensor| input.datatype() == DataType::Bytes;
+        let strings = inputs.iter().filter(is_text).map(|input| input.data().len()).sum::<usize>();
+        if !self.is_steady || !self.delay.is_zero() || strings > BRIEF_STRINGS_MAX {
             return None;
         }
         let specs = &self.program.contract().signature.inputs;
@@ -310,10 +314,7 @@ impl Core {
     /// The rows of a call and their width, and what tells it from calls that it cannot share a batch with; `None` where
     /// it runs alone.
     fn group(&self, inputs: &[Tensor]) -> (usize, usize, Option<u64>) {
-        let elements = || {
-            let of = |input: &Tensor| input.data().len() / input.datatype().size().max(1);
-            inputs.iter().map(of).fold(0usize, usize::saturating_add)
-        };
+        let elements = || inputs.iter().map(Tensor::elements).fold(0usize, usize::saturating_add);
         if self.sizes.is_empty() {
             return (1, if self.is_varied { elements() } else { 1 }, None);
         }

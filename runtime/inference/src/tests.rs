@@ -13,4 +13,5 @@ mod rewrite;
 mod rows;
 mod scheduler;
 mod sizes;
+mod strings;
 mod threads;

@@ -96,15 +96,23 @@ impl CodeCache {
     pub(crate) fn retain(&self, components: &[Digest], spared: Duration) -> std::io::Result<()> {
         let kept: HashSet<PathBuf> = components.iter().map(|digest| self.path(digest)).collect();
         for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            let path = entry.path();
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-            if !kept.contains(&path) && age >= spared {
-                fs::remove_file(path)?;
+            let path = entry?.path();
+            if kept.contains(&path) {
+                continue;
+            }
+            match remove_old(&path, spared) {
+                // Another process of this node was faster, or has just given it its name.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed?,
             }
         }
         Ok(())
     }
+}
+
+fn remove_old(path: &Path, spared: Duration) -> std::io::Result<()> {
+    let age = fs::metadata(path)?.modified()?.elapsed().unwrap_or_default();
+    if age < spared { Ok(()) } else { fs::remove_file(path) }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::{
     engine::{Sandboxes, give_way},
+    nesting,
     state::State,
     upload::{UploadError, short},
 };
@@ -122,16 +123,13 @@ impl Sandboxes {
             return Ok(code);
         }
         let component = component().map_err(CodeError::Node)?;
-        let code = std::thread::scope(|scope| {
-            let compiler = std::thread::Builder::new().name("compile".to_owned());
-            let compiling = compiler.spawn_scoped(scope, || {
-                give_way();
-                self.engine.precompile_component(&component)
-            });
-            compiling.map_err(node_error)?.join().map_err(|_| {
-                CodeError::Upload(UploadError::Compile("the compiler gave up on it".to_owned()))
-            })
-        })?;
+        nesting::check(&component)?;
+        let compiled = nesting::on_deep_stack("compile", || {
+            give_way();
+            self.engine.precompile_component(&component)
+        });
+        let gave_up = || UploadError::Compile("the compiler gave up on it".to_owned());
+        let code = compiled.map_err(node_error)?.ok_or_else(gave_up)?;
         let code = code.map_err(|error| UploadError::Compile(short(&format!("{error:#}"))))?;
         // The pool looks at a component only when its code is loaded.
         let linked = self.link_machine_code(&code).map_err(|error| match error {

@@ -104,6 +104,12 @@ impl FunctionLog {
         self.position.subscribe()
     }
 
+    /// Adds a line of the host's own, for the owner of the function to see.
+    pub(crate) fn note(&self, request_id: &str, text: String) {
+        let at = time::OffsetDateTime::now_utc();
+        self.push(LogLine { at, stream: LogStream::Stderr, request_id: request_id.into(), text });
+    }
+
     fn push(&self, line: LogLine) {
         let position = {
             let mut ring = self.ring();

@@ -16,7 +16,11 @@ use wasmtime_wasi_http::{
 };
 
 use crate::{
-    host::{http::NoEgress, log::Printer, nn::NnView},
+    host::{
+        http::NoEgress,
+        log::Printer,
+        nn::{HostContext, HostGraph, NnView},
+    },
     invoke::Shared,
     limits::{FIELDS_BYTES_MAX, Limiter, RANDOM_BYTES_MAX, RESOURCES_MAX},
     log::{InvocationLog, LogStream},
@@ -120,6 +124,12 @@ impl State {
                     || resource.is::<DynInputStream>()
                     || resource.is::<DynPollable>())
         })
+    }
+
+    /// Whether the guest holds a model open.
+    pub(crate) fn holds_model(&mut self) -> bool {
+        let mut all = self.table.iter_mut();
+        all.any(|resource| resource.is::<HostGraph>() || resource.is::<HostContext>())
     }
 
     pub(crate) fn nn(&mut self) -> NnView<'_> {

@@ -1,7 +1,5 @@
 //! Judges an upload before anything is compiled: what it is, what it imports and exports.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use bytes::Bytes;
 use sandpiper_domain::Digest;
 use sha2::{Digest as _, Sha256};
@@ -9,6 +7,8 @@ use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
 use wasmparser::{Parser, Payload};
+
+use crate::nesting;
 
 /// The one version of `wasi:nn` that is offered. Pre-release versions match exactly or not at all.
 const NN_VERSION: &str = "0.2.0-rc-2024-10-28";
@@ -125,8 +125,9 @@ pub fn check(bytes: Bytes) -> Result<Component, UploadError> {
     if bytes.starts_with(b"\x7fELF") || wasmtime::Engine::detect_precompiled(&bytes).is_some() {
         return Err(UploadError::Precompiled);
     }
+    nesting::check(&bytes)?;
     // The tools below are written for their callers' own files: a panic in them is the upload's fault.
-    let judged = catch_unwind(AssertUnwindSafe(|| {
+    let judged = nesting::on_deep_stack("check", || {
         let component = match bytes.get(..8) {
             Some(b"\0asm\x01\0\0\0") => componentise(&bytes)?,
             Some([b'\0', b'a', b's', b'm', _, _, 1, 0]) => bytes,
@@ -135,8 +136,9 @@ pub fn check(bytes: Bytes) -> Result<Component, UploadError> {
         let imports = check_interfaces(&component)?;
         let digest = Digest(Sha256::digest(&component).into());
         Ok(Component { bytes: component, digest, imports })
-    }));
-    judged.unwrap_or_else(|_| Err(UploadError::Malformed("it cannot be parsed".to_owned())))
+    });
+    let unparsed = || Err(UploadError::Malformed("it cannot be parsed".to_owned()));
+    judged.ok().flatten().unwrap_or_else(unparsed)
 }
 
 fn componentise(module: &[u8]) -> Result<Bytes, UploadError> {
@@ -227,6 +229,17 @@ mod tests {
 
     const HANDLER: &str =
         r#"(instance $i) (export "wasi:http/incoming-handler@0.2.3" (instance $i))"#;
+
+    #[test]
+    fn types_that_nest_as_deeply_as_they_may_end_no_process() {
+        use crate::nesting::tests::{nested, section};
+        let component = [b"\0asm\x0d\0\x01\0".to_vec(), nested(40_000)].concat();
+        let content = [b"\x10component-type:x".to_vec(), component.clone()].concat();
+        let module = [b"\0asm\x01\0\0\0".to_vec(), section(0, &content)].concat();
+        for bytes in [component, module] {
+            assert!(check(bytes.into()).is_err());
+        }
+    }
 
     #[test]
     fn what_is_no_component_is_named() {

@@ -30,7 +30,7 @@ use crate::{
     jobs::{self, Jobs},
     model_metrics::ModelMetrics,
     models::{self, CatalogModels},
-    rollouts,
+    rollouts::{self, Rollouts},
     scaling::Scaling,
 };
 
@@ -48,6 +48,7 @@ pub(crate) struct App {
     pub(crate) models: Arc<CatalogModels>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) functions: FunctionRuntimes,
+    pub(crate) rollouts: Rollouts,
     pub(crate) jobs: Jobs,
     pub(crate) scaling: Arc<Scaling>,
     pub(crate) deployments: Deployments,
@@ -71,10 +72,8 @@ pub(crate) struct App {
 impl App {
     /// Opens the data folder and starts every plane. Needs a tokio runtime.
     pub(crate) fn open(settings: Settings, metrics: PrometheusHandle) -> anyhow::Result<Arc<Self>> {
-        let policies = match &settings.policies {
-            Some(folder) => Policies::load(folder)?,
-            None => Policies::shipped()?,
-        };
+        let policies = settings.policies.as_deref();
+        let policies = policies.map_or_else(Policies::shipped, Policies::load)?;
         let folder = DataFolder::open(&settings.data)
             .with_context(|| format!("the data folder {}", settings.data.display()))?;
         let operator_key = operator_key(&settings, &folder)?;
@@ -117,6 +116,7 @@ impl App {
             jobs,
             functions: FunctionRuntimes::new(scaling.clone()),
             scaling,
+            rollouts: Rollouts::default(),
             deployments: Deployments::default(),
             uploads: Arc::new(Semaphore::new(file.uploads_max)),
             metrics,
@@ -133,7 +133,7 @@ impl App {
         });
         tokio::spawn(models::load_pinned(Arc::downgrade(&app)));
         tokio::spawn(rollouts::watch(Arc::downgrade(&app)));
-        jobs::start(&app);
+        jobs::start(&app, settings.follows);
         Scaling::spawn(&app);
         tokio::spawn(fold_metrics(Arc::downgrade(&app)));
         tokio::spawn(flush_usage(Arc::downgrade(&app)));
@@ -144,17 +144,23 @@ impl App {
     /// The gate of a tenant.
     pub(crate) fn admission(&self, tenant: &Tenant) -> Arc<TenantAdmission> {
         let owner = Owner::new(tenant.name.clone(), tenant.created_at);
-        let make = |bytes| {
+        let make = |bytes, ready| {
             let ledger = self.usage.of(&owner, OffsetDateTime::now_utc());
             let account = Account { owner: owner.clone(), ledger };
             let parsers = self.parsers_max.div_ceil(2);
             let pressure = self.pressure.clone();
-            Arc::new(TenantAdmission::new(tenant.limits, bytes, parsers, pressure, account))
+            Arc::new(TenantAdmission::new(
+                tenant.limits,
+                (bytes, ready),
+                parsers,
+                pressure,
+                account,
+            ))
         };
         let entry = self.tenants.entry(tenant.name.clone());
-        let mut admission = entry.or_insert_with(|| make(self.bytes.tenant()));
+        let mut admission = entry.or_insert_with(|| make(self.bytes.tenant(), Arc::default()));
         if !admission.is_for(&owner, &tenant.limits) {
-            *admission = make(admission.bytes.clone());
+            *admission = make(admission.bytes.clone(), admission.ready.clone());
         }
         admission.clone()
     }

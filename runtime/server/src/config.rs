@@ -52,9 +52,20 @@ pub(crate) struct OwnCommand {
 
 impl OwnCommand {
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("find the file of this program")?;
-        Ok(OwnCommand { program, arguments: without_inherited(std::env::args_os().skip(1)) })
+        let mut arguments = std::env::args_os();
+        let program = match arguments.next().and_then(as_started) {
+            Some(program) => program,
+            None => std::env::current_exe().context("find the file of this program")?,
+        };
+        Ok(OwnCommand { program, arguments: without_inherited(arguments) })
     }
+}
+
+/// The program by the name it was started with, if that leads to it from everywhere. A link in it may lead to a newer
+/// version by the time it is started again; the kernel knows only where it led.
+fn as_started(name: OsString) -> Option<PathBuf> {
+    let path = PathBuf::from(name);
+    (path.is_absolute() && path.is_file()).then_some(path)
 }
 
 fn without_inherited(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -183,6 +194,8 @@ pub(crate) struct Settings {
     pub(crate) operator_key: Option<String>,
     /// What is logged, in the syntax of `tracing`'s filters.
     pub(crate) log_filter: String,
+    /// Another process leaves its sockets and its folder to this one, and drains.
+    pub(crate) follows: bool,
     pub(crate) file: FileSettings,
 }
 
@@ -206,6 +219,7 @@ impl Settings {
             policies: options.policies.clone(),
             operator_key: environment("SANDPIPER_OPERATOR_KEY"),
             log_filter: environment("SANDPIPER_LOG").unwrap_or_else(|| "info".to_owned()),
+            follows: options.inherited.is_some(),
             file,
         })
     }
@@ -276,6 +290,12 @@ impl FileSettings {
     }
 }
 
+/// Where a supervisor wants to hear how the server is, as systemd's `sd_notify` has it.
+#[allow(clippy::disallowed_methods)]
+pub(crate) fn supervisor() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET")
+}
+
 #[allow(clippy::disallowed_methods)]
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -293,6 +313,18 @@ mod tests {
         assert_eq!(inherited, Inherited { control: 3, listener: 4, metrics: Some(5) });
         for wrong in ["", "3", "3,x", "3,4,5,6"] {
             assert!(wrong.parse::<Inherited>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_program_is_started_again_by_the_link_it_was_started_by() {
+        let home = tempfile::tempdir().unwrap();
+        let (file, link) = (home.path().join("v1"), home.path().join("current"));
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(as_started(link.clone().into()), Some(link));
+        for name in [home.path().join("v2").into(), home.path().into(), OsString::from("current")] {
+            assert_eq!(as_started(name), None);
         }
     }
 

@@ -10,22 +10,25 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use sandpiper_control::{Autoscaler, Decision, Observation};
-use sandpiper_domain::{Activity, BoxFuture, Grant, Mode, Scale};
+use sandpiper_domain::{Fault, Mode, Scale};
 use sandpiper_sandbox::ReadySandbox;
 
 mod events;
+mod running;
 mod shown;
 
 pub(crate) use events::{Events, Told};
+pub(crate) use running::Running;
+use running::Waiting;
 pub(crate) use shown::{Count, Glance, Instance};
 
-use crate::functions::FunctionRuntime;
+use crate::admission::{Held, Meter};
 
 /// How long a sandbox that came back waits for more work beyond what is wanted.
 const RETURNED_IDLE: Duration = Duration::from_secs(1);
@@ -44,11 +47,14 @@ pub(crate) struct Fleet {
     waiting: AtomicU32,
     failures: AtomicU32,
     events: Arc<Events>,
+    meter: Arc<Meter>,
 }
 
 struct State {
-    /// Oldest use first.
+    /// Oldest use first. They come and go by [`State::park`] and [`State::unpark`].
     ready: Vec<Parked>,
+    /// What they hold, to be billed.
+    held: Held,
     preparing: u32,
     live: BTreeMap<u64, Live>,
     suspended: u32,
@@ -60,6 +66,8 @@ struct State {
     counted_to: Instant,
     decision: Decision,
     start: Duration,
+    /// Why the last start failed, until one succeeds.
+    start_fault: Option<Fault>,
     is_watched: bool,
     is_queued: bool,
     /// Nothing is kept any more: the version is gone or the node ends.
@@ -90,11 +98,36 @@ impl State {
     /// Adds up the time of those at work; called before their number changes.
     fn advance(&mut self, now: Instant) {
         let span = now.saturating_duration_since(self.counted_to);
-        self.counted_to = now;
+        self.counted_to = self.counted_to.max(now);
         let suspended = self.suspended;
         let running = (self.live.len() as u32).saturating_sub(suspended);
         self.in_guest += span.saturating_mul(running);
         self.in_model += span.saturating_mul(suspended);
+        self.held.advance(span);
+    }
+
+    fn park(&mut self, parked: Parked, now: Instant) {
+        self.advance(now);
+        self.held.add(parked.sandbox.memory_bytes());
+        self.ready.push(parked);
+    }
+
+    /// Takes those out that were used longest ago.
+    fn unpark(&mut self, count: usize, now: Instant) -> Vec<Parked> {
+        self.advance(now);
+        let taken: Vec<Parked> = self.ready.drain(..count).collect();
+        for parked in &taken {
+            self.held.remove(parked.sandbox.memory_bytes());
+        }
+        taken
+    }
+
+    /// Takes the one out that was used last.
+    fn unpark_last(&mut self, now: Instant) -> Option<Parked> {
+        self.advance(now);
+        let parked = self.ready.pop()?;
+        self.held.remove(parked.sandbox.memory_bytes());
+        Some(parked)
     }
 
     fn leave(&mut self, id: u64, now: Instant) -> Option<Live> {
@@ -107,9 +140,10 @@ impl State {
 }
 
 impl Fleet {
-    pub(crate) fn new(version: u32, scale: Scale, events: Arc<Events>) -> Self {
+    pub(crate) fn new(version: u32, scale: Scale, events: Arc<Events>, meter: Arc<Meter>) -> Self {
         let state = State {
             ready: Vec::new(),
+            held: Held::default(),
             preparing: 0,
             live: BTreeMap::new(),
             suspended: 0,
@@ -120,6 +154,7 @@ impl Fleet {
             counted_to: Instant::now(),
             decision: Decision { ready: 0, keep_code: true, panicking: false },
             start: Duration::ZERO,
+            start_fault: None,
             is_watched: false,
             is_queued: false,
             is_retired: false,
@@ -133,6 +168,7 @@ impl Fleet {
             waiting: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             events,
+            meter,
         }
     }
 
@@ -170,7 +206,14 @@ impl Fleet {
         true
     }
 
-    /// Reads what happened since the last time and decides what should be.
+    /// Bills what was kept ready up to now.
+    pub(crate) fn bill(&self) {
+        let mut state = self.state();
+        state.advance(Instant::now());
+        self.meter.kept(&mut state.held);
+    }
+
+    /// Reads what happened since the last time, bills what was kept, and decides what should be.
     pub(crate) fn decide(
         &self,
         at: Duration,
@@ -179,6 +222,7 @@ impl Fleet {
     ) -> Glance {
         let mut state = self.state();
         state.advance(Instant::now());
+        self.meter.kept(&mut state.held);
         let seen = Observation {
             at,
             arrivals: std::mem::take(&mut state.arrivals),
@@ -245,12 +289,13 @@ impl Fleet {
         state.preparing -= 1;
         let sandbox = made?;
         self.failures.store(0, Relaxed);
+        state.start_fault = None;
         state.start = sandbox.start_wall();
         if state.is_retired {
             return Some(sandbox);
         }
         let (id, now) = (next_id(), Instant::now());
-        state.ready.push(Parked { id, made: now, since: now, sandbox });
+        state.park(Parked { id, made: now, since: now, sandbox }, now);
         drop(state);
         self.tell(id, "ready", None);
         None
@@ -261,8 +306,10 @@ impl Fleet {
         self.state().is_queued = false;
     }
 
-    /// Hears that a start failed; `true` when it was one too many.
-    pub(crate) fn start_failed(&self) -> bool {
+    /// Hears why a start failed; `true` when it was one too many.
+    pub(crate) fn start_failed(&self, fault: Fault) -> bool {
+        self.state().start_fault = Some(fault);
+        self.events.tell(|| Told::StartFailed { version: self.version, fault });
         self.failures.fetch_add(1, Relaxed) + 1 == FAILURES_MAX
     }
 
@@ -281,7 +328,7 @@ impl Fleet {
             Mode::Fresh | Mode::Prepared => ready.saturating_sub(wanted),
         };
         let reason = if state.is_retired { "drained" } else { "idle" };
-        let taken: Vec<Parked> = state.ready.drain(..count.min(DROPPED_MAX)).collect();
+        let taken = state.unpark(count.min(DROPPED_MAX), Instant::now());
         drop(state);
         let end = |parked: Parked| {
             self.tell(parked.id, "ended", Some(reason));
@@ -296,7 +343,7 @@ impl Fleet {
         if state.ready.is_empty() || (!even_kept && state.ready.len() <= self.scale.min as usize) {
             return None;
         }
-        let parked = state.ready.remove(0);
+        let parked = state.unpark(1, Instant::now()).pop()?;
         drop(state);
         self.tell(parked.id, "ended", Some("reclaimed"));
         Some(parked.sandbox)
@@ -316,6 +363,7 @@ impl Fleet {
             running: state.live.len() as u32 - state.suspended,
             suspended: state.suspended,
             waiting: self.waiting.load(Relaxed),
+            start_fault: state.start_fault,
         }
     }
 
@@ -337,145 +385,5 @@ impl Fleet {
             memory_bytes: None,
         });
         live.chain(ready).take(max).collect()
-    }
-}
-
-struct Waiting<'a>(&'a AtomicU32);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A request's sandbox at work. The last one to let go of it ends it, if nobody has said before how it ended.
-pub(crate) struct Running {
-    runtime: Arc<FunctionRuntime>,
-    id: u64,
-    is_over: AtomicBool,
-    /// Who else hears when it waits.
-    activity: Arc<dyn Activity>,
-}
-
-impl Running {
-    /// One more is at work from now on: in a sandbox that was ready, or in none yet.
-    pub(crate) fn begin(
-        runtime: &Arc<FunctionRuntime>,
-        grant: &Grant,
-        activity: Arc<dyn Activity>,
-    ) -> (Arc<Self>, Option<Box<ReadySandbox>>) {
-        let now = Instant::now();
-        let fleet = &runtime.fleet;
-        let mut misfits = Vec::new();
-        let mut state = fleet.state();
-        state.advance(now);
-        state.arrivals += 1;
-        let parked = loop {
-            match state.ready.pop() {
-                Some(parked) if !parked.sandbox.fits(grant) => misfits.push(parked),
-                parked => break parked,
-            }
-        };
-        let (id, made) = parked.as_ref().map_or_else(|| (next_id(), now), |p| (p.id, p.made));
-        let served = parked.as_ref().map_or(0, |parked| parked.sandbox.served());
-        state.live.insert(id, Live { made, served, is_suspended: false });
-        let is_new = !std::mem::replace(&mut state.is_watched, true);
-        let is_missing = fleet.mode != Mode::Fresh && fleet.missing(&state) > 0;
-        drop(state);
-        if is_new {
-            runtime.scaling.add(runtime.clone());
-        }
-        runtime.scaling.released(misfits.len() + usize::from(parked.is_some()));
-        if is_missing {
-            runtime.scaling.refill(runtime);
-        }
-        fleet.tell(id, "running", None);
-        let runtime = runtime.clone();
-        let running = Running { runtime, id, is_over: AtomicBool::new(false), activity };
-        (Arc::new(running), parked.map(|parked| parked.sandbox))
-    }
-
-    /// Takes the sandbox back if it may serve again.
-    pub(crate) fn keep(&self, sandbox: Box<ReadySandbox>) {
-        let fleet = &self.runtime.fleet;
-        if sandbox.served() >= fleet.scale.reuse {
-            drop(sandbox);
-            return self.end("served_out");
-        }
-        if !self.runtime.scaling.reserve() {
-            drop(sandbox);
-            return self.end("reclaimed");
-        }
-        let mut state = fleet.state();
-        let now = Instant::now();
-        let live = if state.is_retired { None } else { state.leave(self.id, now) };
-        let Some(live) = live else {
-            drop(state);
-            drop(sandbox);
-            self.runtime.scaling.released(1);
-            return self.end("drained");
-        };
-        state.ready.push(Parked { id: self.id, made: live.made, since: now, sandbox });
-        drop(state);
-        self.is_over.store(true, Relaxed);
-        fleet.tell(self.id, "ready", None);
-    }
-
-    /// It is at work no longer. Only the first call counts.
-    pub(crate) fn end(&self, reason: &'static str) {
-        if self.is_over.swap(true, Relaxed) {
-            return;
-        }
-        let fleet = &self.runtime.fleet;
-        fleet.state().leave(self.id, Instant::now());
-        fleet.tell(self.id, "ended", Some(reason));
-    }
-
-    pub(crate) fn runtime(&self) -> &FunctionRuntime {
-        &self.runtime
-    }
-
-    fn set_suspended(&self, is_suspended: bool) {
-        let fleet = &self.runtime.fleet;
-        let mut state = fleet.state();
-        state.advance(Instant::now());
-        let Some(live) = state.live.get_mut(&self.id) else { return };
-        if std::mem::replace(&mut live.is_suspended, is_suspended) == is_suspended {
-            return;
-        }
-        match is_suspended {
-            true => state.suspended += 1,
-            false => state.suspended -= 1,
-        }
-        drop(state);
-        fleet.tell(self.id, if is_suspended { "suspended" } else { "resumed" }, None);
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.end("cancelled");
-    }
-}
-
-impl Activity for Running {
-    fn suspend(&self) {
-        self.activity.suspend();
-        self.set_suspended(true);
-    }
-
-    fn try_resume(&self) -> bool {
-        let may_run = self.activity.try_resume();
-        if may_run {
-            self.set_suspended(false);
-        }
-        may_run
-    }
-
-    fn resume(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.activity.resume().await;
-            self.set_suspended(false);
-        })
     }
 }

@@ -15,7 +15,6 @@ use crate::{
     models::blob_of,
     scaling::Scaling,
     telemetry::{self, FunctionMetrics},
-    window::VersionWindow,
 };
 
 /// One function version at work on this node.
@@ -31,7 +30,6 @@ pub(crate) struct FunctionRuntime {
     pub(crate) gate: Gate,
     pub(crate) log: Arc<FunctionLog>,
     pub(crate) metrics: Arc<FunctionMetrics>,
-    pub(crate) window: VersionWindow,
     pub(crate) meter: Arc<Meter>,
     pub(crate) habits: Habits,
 }
@@ -52,11 +50,11 @@ impl FunctionRuntime {
         sandboxes: &Arc<Sandboxes>,
         catalog: &Arc<Catalog>,
     ) -> Result<Arc<FunctionCode>, CodeError> {
-        if let Some(code) = self.code.code.load_full() {
+        if let Some(code) = self.loaded() {
             return Ok(code);
         }
         let _loading = self.code.loading.lock().await;
-        if let Some(code) = self.code.code.load_full() {
+        if let Some(code) = self.loaded() {
             return Ok(code);
         }
         let digest = version.digest;
@@ -72,6 +70,11 @@ impl FunctionRuntime {
         self.code.code.store(Some(code.clone()));
         self.watch();
         Ok(code)
+    }
+
+    /// The linked code, if it is in memory.
+    pub(crate) fn loaded(&self) -> Option<Arc<FunctionCode>> {
+        self.code.code.load_full()
     }
 
     /// Keeps code that a deployment has just linked, so that the first request need not load it again.
@@ -94,6 +97,10 @@ impl FunctionRuntime {
         if self.fleet.watch() {
             self.scaling.add(self.clone());
         }
+    }
+
+    pub(crate) fn tenant_name(&self) -> &TenantName {
+        &self.tenant_name
     }
 
     /// The version it runs, unless the catalog has it no more.
@@ -158,20 +165,19 @@ impl FunctionRuntimes {
         let (log, metrics, events) = self.shared(tenant, function);
         let admission = admission();
         let gate = admission.function_gate(version.manifest.scale.max);
-        let meter = Arc::new(Meter::new(admission.account.clone(), function.clone()));
+        let meter = Arc::new(Meter::new(&admission.account, function));
         let runtime = Arc::new(FunctionRuntime {
             tenant_name: tenant.clone(),
             function: function.clone(),
             version: version.version,
             digest: version.digest,
             code: CodeSlot::default(),
-            fleet: Fleet::new(version.version, version.manifest.scale, events),
+            fleet: Fleet::new(version.version, version.manifest.scale, events, meter.clone()),
             scaling: self.scaling.clone(),
             tenant: admission,
             gate,
             log,
             metrics,
-            window: VersionWindow::default(),
             meter,
             habits: Habits::default(),
         });

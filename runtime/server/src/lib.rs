@@ -25,6 +25,7 @@ mod scaling;
 mod shutdown;
 mod sticky;
 mod telemetry;
+mod uploads;
 mod window;
 
 pub use config::{INHERIT_ARGUMENT, Inherited, LogFormat, ServeOptions, TRIAL_ARGUMENT};

@@ -139,6 +139,7 @@ impl From<Fault> for Problem {
                 StatusCode::BAD_GATEWAY,
                 "the handler must set a response before it returns; see the function's log",
             ),
+            Fault::KeptModel => (StatusCode::BAD_GATEWAY, "open the model in the handler"),
             Fault::Saturated => return Problem::busy("node_saturated", &fault.to_string()),
         };
         Problem::new(status, fault.code(), fault.to_string()).hint(hint)
@@ -272,7 +273,7 @@ impl From<LoadError> for Problem {
             }
             "unsupported_variant" => "export the model without this use of the operator",
             "unsupported_type" => {
-                "use numbers and booleans; train classifiers on integer labels instead of strings"
+                "use numbers and booleans, and strings only as categories that go in and labels that come out"
             }
             "invalid_sample" => "send samples that the model can run on; see its inputs",
             "model_memory" | "model_cpu" => {

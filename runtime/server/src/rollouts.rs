@@ -7,28 +7,74 @@ use std::{
     time::Duration,
 };
 
-use sandpiper_control::{
-    CatalogError, FunctionVersion, Observed, Rollout, RolloutEnd, Snapshot, Tenant, Verdict, judge,
-};
-use sandpiper_domain::{AliasName, FunctionName, TenantName};
+use arc_swap::ArcSwap;
+use sandpiper_control::{CatalogError, Found, Rollout, RolloutEnd, Seen, Snapshot, Verdict, judge};
+use sandpiper_domain::{AliasName, FunctionName, Selector, TenantName};
 use time::OffsetDateTime;
 
-use crate::{app::App, functions::FunctionRuntime};
+use crate::{
+    app::App,
+    window::{Trial, Window},
+};
 
 const INTERVAL: Duration = Duration::from_millis(250);
 
 type Name = (TenantName, FunctionName, AliasName);
 
-/// A rollout under way, and what counts its new version's requests.
-struct Watched {
-    rollout: Rollout,
-    runtime: Arc<FunctionRuntime>,
+/// The rollouts that are watched. The watcher alone adds and removes them.
+#[derive(Default)]
+pub(crate) struct Rollouts(ArcSwap<HashMap<Name, Arc<Window>>>);
+
+impl Rollouts {
+    /// What counts a request, where a rollout sends it.
+    pub(crate) fn trial(&self, found: &Found<'_>, selector: &Selector) -> Option<Trial> {
+        let (Some(rollout), Selector::Alias(alias)) = (found.rollout, selector) else {
+            return None;
+        };
+        let function = &found.version.manifest.name;
+        let window = self.find((found.tenant.name.clone(), function.clone(), alias.clone()));
+        let window = window.filter(|window| window.is_of(rollout))?;
+        Some(window.trial(found.version.version))
+    }
+
+    /// What is known of a rollout; nothing until the watcher has found it.
+    pub(crate) fn seen(&self, name: Name, rollout: &Rollout) -> Option<Seen> {
+        let window = self.find(name).filter(|window| window.is_of(rollout))?;
+        Some(window.seen())
+    }
+
+    fn find(&self, name: Name) -> Option<Arc<Window>> {
+        self.0.load().get(&name).cloned()
+    }
+
+    /// Begins to count for the rollouts that are new, and ends it for those that are over.
+    fn refresh(&self, snapshot: &Snapshot) {
+        let (before, now) = (self.0.load_full(), OffsetDateTime::now_utc());
+        let mut windows = HashMap::new();
+        for tenant in snapshot.tenants() {
+            for function in tenant.functions.values() {
+                for (alias, there) in function.versions.aliases() {
+                    let Some(rollout) = &there.rollout else { continue };
+                    let name = (tenant.name.clone(), function.name.clone(), alias.clone());
+                    let known = before.get(&name).filter(|window| window.is_of(rollout));
+                    let new = || Arc::new(Window::new(rollout.clone(), now));
+                    let window = known.cloned().unwrap_or_else(new);
+                    windows.insert(name, window);
+                }
+            }
+        }
+        for (name, window) in &*before {
+            if !windows.get(name).is_some_and(|other| Arc::ptr_eq(other, window)) {
+                count(snapshot, name);
+            }
+        }
+        self.0.store(Arc::new(windows));
+    }
 }
 
 /// Watches for as long as the node lives.
 pub(crate) async fn watch(app: Weak<App>) {
     let mut seen: Option<Arc<Snapshot>> = None;
-    let mut watched: HashMap<Name, Watched> = HashMap::new();
     loop {
         tokio::time::sleep(INTERVAL).await;
         let Some(app) = app.upgrade() else { return };
@@ -38,41 +84,17 @@ pub(crate) async fn watch(app: Weak<App>) {
         }
         let snapshot = app.catalog.snapshot().clone();
         if seen.as_ref().is_none_or(|seen| !Arc::ptr_eq(seen, &snapshot)) {
-            refresh(&app, &snapshot, &mut watched);
+            app.rollouts.refresh(&snapshot);
             seen = Some(snapshot);
         }
         let now = OffsetDateTime::now_utc();
-        for (name, Watched { rollout, runtime }) in &watched {
-            let end = match judge(&runtime.window.observed(), rollout, now) {
+        for (name, window) in &*app.rollouts.0.load_full() {
+            let end = match judge(&window.seen(), &window.rollout, now) {
                 Verdict::Wait => continue,
                 Verdict::Promote => RolloutEnd::Promoted,
                 Verdict::RollBack(reason) => RolloutEnd::RolledBack { reason },
             };
-            conclude(&app, name.clone(), rollout.began_at, end).await;
-        }
-    }
-}
-
-/// Begins to count for the rollouts that are new, and ends it for those that are over.
-fn refresh(app: &App, snapshot: &Snapshot, watched: &mut HashMap<Name, Watched>) {
-    let mut present = HashMap::new();
-    for tenant in snapshot.tenants() {
-        for function in tenant.functions.values() {
-            for (alias, there) in function.versions.aliases() {
-                let Some(rollout) = &there.rollout else { continue };
-                let Some(version) = function.versions.get(rollout.candidate) else { continue };
-                let name = (tenant.name.clone(), function.name.clone(), alias.clone());
-                let known = watched.remove(&name);
-                let known = known.filter(|known| known.rollout.began_at == rollout.began_at);
-                let known = known.unwrap_or_else(|| begin(app, tenant, version, rollout));
-                present.insert(name, known);
-            }
-        }
-    }
-    for (name, over) in std::mem::replace(watched, present) {
-        count(snapshot, &name);
-        if !watched.values().any(|other| Arc::ptr_eq(&other.runtime, &over.runtime)) {
-            over.runtime.window.end();
+            conclude(&app, name.clone(), window.rollout.began_at, end).await;
         }
     }
 }
@@ -89,20 +111,6 @@ fn count(snapshot: &Snapshot, (tenant, function, alias): &Name) {
         Some(RolloutEnd::Aborted) | None => "aborted",
     };
     metrics::counter!("sandpiper_rollouts_total", "end" => end).increment(1);
-}
-
-fn begin(app: &App, tenant: &Tenant, version: &FunctionVersion, rollout: &Rollout) -> Watched {
-    let name = &version.manifest.name;
-    let runtime = app.functions.get(&tenant.name, name, version, || app.admission(tenant));
-    runtime.window.begin();
-    Watched { rollout: rollout.clone(), runtime }
-}
-
-/// What the new version of a rollout has done so far.
-pub(crate) fn observed(app: &App, tenant: &Tenant, version: &FunctionVersion) -> Observed {
-    let name = &version.manifest.name;
-    let runtime = app.functions.get(&tenant.name, name, version, || app.admission(tenant));
-    runtime.window.observed()
 }
 
 async fn conclude(app: &Arc<App>, name: Name, began_at: OffsetDateTime, end: RolloutEnd) {

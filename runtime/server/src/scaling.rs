@@ -4,30 +4,42 @@
 //!    nothing, however many functions there are.
 //! 2. The loop lets the autoscaler decide for each watched version, drops what is not wanted, and queues the versions
 //!    that need more sandboxes.
-//! 3. Fillers make them, one for each version in turn, on all cores but one.
+//! 3. They are made for one tenant after the other, in tasks of their own, on all cores but one. A start that waits
+//!    holds no core, and up only its own tenant. Each has a place among those that are ready, which bounds them.
 //! 4. A request that finds the pool full takes the slot of a sandbox that nobody uses.
 
 use std::{
-    collections::VecDeque,
+    future::poll_fn,
     num::NonZeroUsize,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use dashmap::DashMap;
 use sandpiper_control::{Autoscaler, FunctionVersion, Snapshot, Windows};
-use sandpiper_domain::{Digest, Fault, Mode};
-use sandpiper_sandbox::{FunctionCode, ReadySandbox, Sandboxes};
-use tokio::sync::Notify;
+use sandpiper_domain::{Digest, Fault, Mode, TenantName};
+use sandpiper_sandbox::{FunctionCode, ReadySandbox, Sandboxes, Started};
+use tokio::sync::{Notify, Semaphore};
 
-use crate::{app::App, config::FileSettings, edge::Phase, functions::FunctionRuntime};
+mod turns;
+
+use turns::Turns;
+
+use crate::{
+    admission::TenantAdmission, app::App, config::FileSettings, edge::Phase,
+    functions::FunctionRuntime,
+};
 
 /// How often the loop looks while something moves, and otherwise.
 const TICK: Duration = Duration::from_millis(100);
 const TICK_IDLE: Duration = Duration::from_secs(1);
+/// Starts of one tenant at once, if there are the cores.
+const STARTS_OF_TENANT_MAX: usize = 2;
 /// How many times the usual demand is a sudden one.
 const PANIC_RATIO: f64 = 2.0;
 
@@ -39,8 +51,10 @@ pub(crate) struct Scaling {
     ready_max: usize,
     watched: Mutex<Vec<Arc<FunctionRuntime>>>,
     news: Notify,
-    queue: Mutex<VecDeque<Arc<FunctionRuntime>>>,
+    turns: Mutex<Turns<Arc<FunctionRuntime>>>,
     queued: Notify,
+    /// The cores that starts may use.
+    cores: Semaphore,
     sandboxes: Arc<Sandboxes>,
     pub(crate) codes: Codes,
 }
@@ -57,6 +71,8 @@ impl Scaling {
             panic_ratio: PANIC_RATIO,
             code_idle: Duration::from_millis(settings.code_idle_ms),
         };
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let cores = cores.saturating_sub(1).max(1);
         let scaling = Arc::new(Scaling {
             windows,
             began: Instant::now(),
@@ -64,8 +80,9 @@ impl Scaling {
             ready_max: ready_max as usize,
             watched: Mutex::default(),
             news: Notify::new(),
-            queue: Mutex::default(),
+            turns: Mutex::new(Turns::new(cores.min(STARTS_OF_TENANT_MAX))),
             queued: Notify::new(),
+            cores: Semaphore::new(cores),
             sandboxes: sandboxes.clone(),
             codes: Codes::default(),
         });
@@ -74,21 +91,18 @@ impl Scaling {
         scaling
     }
 
-    /// Starts the loop and the fillers.
+    /// Starts the loop, and what makes sandboxes.
     pub(crate) fn spawn(app: &Arc<App>) {
         tokio::spawn(scale(Arc::downgrade(app)));
-        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        for _ in 0..cores.saturating_sub(1).max(1) {
-            tokio::spawn(fill(Arc::downgrade(app), app.scaling.clone()));
-        }
+        tokio::spawn(fill(Arc::downgrade(app), app.scaling.clone()));
     }
 
     fn watched(&self) -> MutexGuard<'_, Vec<Arc<FunctionRuntime>>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Arc<FunctionRuntime>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turns(&self) -> MutexGuard<'_, Turns<Arc<FunctionRuntime>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Watches a version that was not watched before.
@@ -102,23 +116,35 @@ impl Scaling {
         self.ready.load(Relaxed)
     }
 
-    /// A place for one more that is ready, unless there are as many as may be or somebody waits for a slot.
-    pub(crate) fn reserve(&self) -> bool {
-        let next = |ready| (ready < self.ready_max).then_some(ready + 1);
-        !self.sandboxes.is_wanted() && self.ready.fetch_update(Relaxed, Relaxed, next).is_ok()
+    /// A place for one more of a tenant that is ready, unless it or the node has as many as may be or somebody waits
+    /// for a slot.
+    pub(crate) fn reserve(&self, tenant: &TenantAdmission) -> bool {
+        let take = |ready: &AtomicUsize, max| {
+            let next = |ready| (ready < max).then_some(ready + 1);
+            ready.fetch_update(Relaxed, Relaxed, next).is_ok()
+        };
+        if self.sandboxes.is_wanted() || !take(&tenant.ready, tenant.ready_max(self.ready_max)) {
+            return false;
+        }
+        let has_place = take(&self.ready, self.ready_max);
+        if !has_place {
+            tenant.ready.fetch_sub(1, Relaxed);
+        }
+        has_place
     }
 
-    /// So many are no longer ready.
-    pub(crate) fn released(&self, count: usize) {
+    /// So many of a tenant are no longer ready.
+    pub(crate) fn released(&self, tenant: &TenantAdmission, count: usize) {
         if count > 0 {
             self.ready.fetch_sub(count, Relaxed);
+            tenant.ready.fetch_sub(count, Relaxed);
         }
     }
 
     /// Has a version's missing sandboxes made.
     pub(crate) fn refill(&self, runtime: &Arc<FunctionRuntime>) {
         if runtime.fleet.queue() > 0 {
-            self.queue().push_back(runtime.clone());
+            self.turns().push(runtime.tenant_name(), runtime.clone());
             self.queued.notify_one();
         }
     }
@@ -127,11 +153,14 @@ impl Scaling {
     fn reclaim(&self) -> bool {
         let find = |even_kept| {
             let watched = self.watched();
-            watched.iter().find_map(|runtime| runtime.fleet.reclaim(even_kept))
+            watched.iter().find_map(|runtime| {
+                let sandbox = runtime.fleet.reclaim(even_kept)?;
+                Some((runtime.tenant.clone(), sandbox))
+            })
         };
-        let Some(sandbox) = find(false).or_else(|| find(true)) else { return false };
+        let Some((tenant, sandbox)) = find(false).or_else(|| find(true)) else { return false };
         drop(sandbox);
-        self.released(1);
+        self.released(&tenant, 1);
         metrics::counter!("sandpiper_sandboxes_reclaimed_total").increment(1);
         true
     }
@@ -144,8 +173,15 @@ impl Scaling {
         for runtime in &watched {
             let version = runtime.version_in(snapshot);
             runtime.fleet.retire(version.is_none());
-            let is_live = version.is_some_and(|_| runtime.is_live(snapshot));
-            let min = if is_live { runtime.fleet.scale.min } else { 0 };
+            // Who has used up a budget keeps what it is asked for alone, which is nothing before long.
+            let has_budget = runtime.tenant.has_budget();
+            let min = match version {
+                // What the tier allows may have changed since the version was uploaded.
+                Some(version) if has_budget && runtime.is_live(snapshot) => {
+                    runtime.fleet.scale.min.min(version.grant.tenant.sandboxes)
+                }
+                _ => 0,
+            };
             let at = self.began.elapsed();
             let glance = runtime.fleet.decide(at, || Autoscaler::new(self.windows), min);
             has_moved |= glance.has_moved;
@@ -153,19 +189,35 @@ impl Scaling {
                 idle.codes.extend(runtime.drop_code());
             }
             if runtime.fleet.mode != Mode::Fresh {
-                idle.sandboxes.extend(runtime.fleet.take_idle());
-                self.refill(runtime);
+                self.take_idle(runtime, &mut idle);
+                if has_budget {
+                    self.refill(runtime);
+                }
             }
         }
         self.drop_idle(idle);
-        self.watched().retain(|runtime| !runtime.fleet.unwatch(|| runtime.has_code()));
+        self.watched().retain(|runtime| {
+            // Nobody tells when there is a new budget.
+            let is_owed = runtime.fleet.scale.min > 0
+                && !runtime.tenant.has_budget()
+                && runtime.is_live(snapshot);
+            is_owed || !runtime.fleet.unwatch(|| runtime.has_code())
+        });
         has_moved
+    }
+
+    /// Takes what a version does not want any more; `false` where that is nothing.
+    fn take_idle(&self, runtime: &FunctionRuntime, idle: &mut Idle) -> bool {
+        let sandboxes = runtime.fleet.take_idle();
+        self.released(&runtime.tenant, sandboxes.len());
+        let is_some = !sandboxes.is_empty();
+        idle.sandboxes.extend(sandboxes);
+        is_some
     }
 
     /// Dropping takes the kernel's time, so that it is done where nobody waits for it.
     fn drop_idle(&self, idle: Idle) {
         let Idle { sandboxes, codes } = idle;
-        self.released(sandboxes.len());
         if sandboxes.is_empty() && codes.is_empty() {
             return;
         }
@@ -194,18 +246,13 @@ impl Scaling {
         }
     }
 
-    /// Lets go of all that is ready.
-    fn retire(&self) {
+    /// Lets go of all that is ready, and bills it. Nothing is made ready any more.
+    pub(crate) fn retire(&self) {
         let mut idle = Idle::default();
         for runtime in &*self.watched() {
             runtime.fleet.retire(true);
-            loop {
-                let some = runtime.fleet.take_idle();
-                if some.is_empty() {
-                    break;
-                }
-                idle.sandboxes.extend(some);
-            }
+            while self.take_idle(runtime, &mut idle) {}
+            runtime.fleet.bill();
         }
         self.drop_idle(idle);
     }
@@ -280,33 +327,59 @@ async fn scale(app: Weak<App>) {
     }
 }
 
-/// Makes sandboxes, one for each version in turn.
+/// Has sandboxes made, for one tenant after the other.
 async fn fill(app: Weak<App>, scaling: Arc<Scaling>) {
     loop {
-        let next = scaling.queue().pop_front();
-        let Some(runtime) = next else {
+        let next = scaling.turns().next();
+        let Some((tenant, runtime)) = next else {
             scaling.queued.notified().await;
             continue;
         };
+        let turn = Turn { scaling: scaling.clone(), tenant };
         let Some(app) = app.upgrade() else { return };
-        if !runtime.fleet.begin_start() {
-            continue;
-        }
-        let has_place = scaling.reserve();
-        let made = if has_place { prepare(&app, &runtime).await } else { None };
-        let has_made = made.is_some();
-        if has_place && !has_made {
-            scaling.released(1);
-        }
-        // What could not be made now is asked for again by the loop.
-        if let Some(unwanted) = runtime.fleet.end_start(made) {
-            drop(unwanted);
-            scaling.released(1);
-        }
-        runtime.fleet.unqueue();
-        if has_made {
-            scaling.refill(&runtime);
-        }
+        tokio::spawn(async move {
+            start(&app, &runtime).await;
+            drop(turn);
+        });
+    }
+}
+
+/// A tenant's start that is under way, until it is dropped.
+struct Turn {
+    scaling: Arc<Scaling>,
+    tenant: TenantName,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.scaling.turns().done(&self.tenant);
+        self.scaling.queued.notify_one();
+    }
+}
+
+/// Makes one sandbox of a version that is queued, and queues it again where it needs more.
+async fn start(app: &Arc<App>, runtime: &Arc<FunctionRuntime>) {
+    let scaling = &app.scaling;
+    if !runtime.tenant.has_budget() {
+        return runtime.fleet.unqueue();
+    }
+    if !runtime.fleet.begin_start() {
+        return;
+    }
+    let has_place = scaling.reserve(&runtime.tenant);
+    let made = if has_place { prepare(app, runtime).await } else { None };
+    let has_made = made.is_some();
+    if has_place && !has_made {
+        scaling.released(&runtime.tenant, 1);
+    }
+    // What could not be made now is asked for again by the loop.
+    if let Some(unwanted) = runtime.fleet.end_start(made) {
+        drop(unwanted);
+        scaling.released(&runtime.tenant, 1);
+    }
+    runtime.fleet.unqueue();
+    if has_made {
+        scaling.refill(runtime);
     }
 }
 
@@ -315,19 +388,60 @@ async fn prepare(app: &Arc<App>, runtime: &Arc<FunctionRuntime>) -> Option<Box<R
     let version = runtime.version_in(&snapshot)?;
     let code = runtime.code(version, &app.sandboxes, &app.catalog).await;
     let code = code.inspect_err(|error| tracing::error!(%error, "no code")).ok()?;
-    match app.sandboxes.prepare(&code, &version.grant, &runtime.log).await {
-        Ok(sandbox) => {
-            runtime.metrics.started(&sandbox);
-            Some(sandbox)
-        }
+    let start = app.sandboxes.prepare(&code, &version.grant, &runtime.log);
+    let Started { sandbox, usage } = on_cores(&app.scaling.cores, start).await;
+    runtime.metrics.started(&usage);
+    runtime.meter.started(&usage);
+    match sandbox {
+        Ok(sandbox) => Some(sandbox),
         Err(Fault::Saturated) => None,
         Err(fault) => {
-            if runtime.fleet.start_failed() {
+            if runtime.fleet.start_failed(fault) {
                 let tenant = &version.grant.models.tenant;
                 tracing::warn!(%tenant, function = %version.manifest.name, version = version.version, %fault,
                     "sandboxes fail as they start and are no longer made ahead");
             }
             None
         }
+    }
+}
+
+/// Polls a future only with one of the cores in hand, and holds none while it waits.
+async fn on_cores<F: Future>(cores: &Semaphore, future: F) -> F::Output {
+    let mut future = pin!(future);
+    loop {
+        let core = cores.acquire().await;
+        let polled = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+        drop(core);
+        if let Poll::Ready(output) = polled {
+            return output;
+        }
+        // Whatever wakes the future wakes this task.
+        let mut has_waited = false;
+        poll_fn(|_| match std::mem::replace(&mut has_waited, true) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_holds_no_core() {
+        let cores = Semaphore::new(1);
+        let (told, heard) = tokio::sync::oneshot::channel();
+        let waits = on_cores(&cores, heard);
+        let tells = on_cores(&cores, async {
+            tokio::task::yield_now().await;
+            assert_eq!(cores.available_permits(), 0);
+            told.send(7)
+        });
+        let (heard, sent) = tokio::join!(waits, tells);
+        assert_eq!((heard, sent), (Ok(7), Ok(())));
+        assert_eq!(cores.available_permits(), 1);
     }
 }

@@ -11,11 +11,13 @@ use crate::respond::Problem;
 const COOKIE_AGE_S: u32 = 604_800;
 const NAME_BYTES_MAX: usize = 64;
 
-/// A number that decides the version, and the cookie that leads there again, for callers that have none.
+/// A number that decides the version, and the cookie that leads there again, for callers that have none. It is for
+/// `path`: a client sends it with what lies below that and nowhere else.
 pub(crate) fn pick(
     alias: &Alias,
     tenant: &str,
     function: &str,
+    path: &str,
     headers: &HeaderMap,
 ) -> (u32, Option<HeaderValue>) {
     match &alias.sticky {
@@ -29,7 +31,7 @@ pub(crate) fn pick(
             None => {
                 let value = format!("{:016x}", rand::random::<u64>());
                 let cookie = format!(
-                    "{name}={value}; Path=/fn/{tenant}/{function}; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax"
+                    "{name}={value}; Path={path}; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Lax"
                 );
                 let place = place(tenant, function, value.as_bytes());
                 (place, HeaderValue::from_str(&cookie).ok())
@@ -90,9 +92,9 @@ mod tests {
     #[test]
     fn the_same_value_leads_to_the_same_place_for_ever() {
         // Callers keep their version over updates of Sandpiper, too: this is a contract.
-        assert_eq!(place("acme", "f", b"user-1") % 100, place("acme", "f", b"user-1") % 100);
-        assert_ne!(place("acme", "f", b"user-1"), place("acme", "g", b"user-1"));
-        assert_ne!(place("acme", "f", b"user-1"), place("acmef", "", b"user-1"));
+        assert_eq!(place("acme", "f", b"user-1"), 3_017_107_992);
+        assert_eq!(place("acme", "g", b"user-1"), 1_289_116_135);
+        assert_eq!(place("acmef", "", b"user-1"), 1_585_504_515);
     }
 
     #[test]

@@ -4,13 +4,15 @@ use std::{io::IsTerminal, time::Duration};
 
 use anyhow::Context;
 use metrics::{Counter, Histogram, SharedString, counter, histogram};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use sandpiper_domain::Usage;
-use sandpiper_sandbox::{Outcome, ReadySandbox};
+use sandpiper_sandbox::Outcome;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
+/// Up to as many commands as one commit takes.
+const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 /// From 100 µs, as fast functions end below a millisecond.
 const SECONDS_BUCKETS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -41,8 +43,10 @@ pub(crate) fn init(format: LogFormat, filter: &str) -> anyhow::Result<Prometheus
         LogFormat::Text => logs.with_target(false).init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
+    let commit_size = Matcher::Full("sandpiper_job_commit_size".to_owned());
     let recorder = PrometheusBuilder::new()
         .set_buckets(SECONDS_BUCKETS)
+        .and_then(|builder| builder.set_buckets_for_metric(commit_size, COUNT_BUCKETS))
         .context("the metrics' buckets")?
         .build_recorder();
     let handle = recorder.handle();
@@ -90,9 +94,9 @@ impl FunctionMetrics {
         }
     }
 
-    /// A sandbox was made ready; what its start took is no request's.
-    pub(crate) fn started(&self, sandbox: &ReadySandbox) {
-        self.start_cpu_us.increment(sandbox.start_cpu().as_micros() as u64);
+    /// A sandbox was made ready, or failed to be; what its start took is no request's.
+    pub(crate) fn started(&self, usage: &Usage) {
+        self.start_cpu_us.increment(usage.cpu.as_micros() as u64);
     }
 
     pub(crate) fn record(&self, outcome: Outcome, usage: &Usage, took: Duration) {

@@ -37,6 +37,14 @@ impl Call {
         Ok(Call { address: address.to_owned(), bytes })
     }
 
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn connect(&self) -> anyhow::Result<Connection> {
         Connection::open(&self.address, TIMEOUT)
     }

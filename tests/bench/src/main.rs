@@ -9,6 +9,8 @@
 //! sandpiper-bench scheduler MODEL...                          calls per second with batches and without, and t(b)
 //! sandpiper-bench budget MODELS FIT SECONDS                   MODELS models of which FIT fit the budget, Zipf traffic
 //! sandpiper-bench density COUNT ADDRESS TENANT KEY COMPONENT PID   COUNT functions: memory, and p99 from disk
+//! sandpiper-bench spike COUNT URL [KEY [BODY]]                COUNT requests at one moment: failed, p50, p99, longest
+//! sandpiper-bench steady RATE SECONDS CONNECTIONS URL [KEY [BODY]]   RATE requests a second: the same
 //! sandpiper-bench tract MODEL SHAPE                           p50 and p99 of the bare run of a model, in µs
 //! ```
 
@@ -17,6 +19,7 @@ mod client;
 mod density;
 mod instantiate;
 mod native;
+mod open;
 mod scheduler;
 mod tract;
 
@@ -45,6 +48,13 @@ fn main() -> anyhow::Result<()> {
         }
         ["density", count, address, tenant, key, component, pid] => {
             density::measure(count.parse()?, address, tenant, key, component, pid.parse()?)
+        }
+        ["spike", count, url, rest @ ..] => {
+            open::spike(count.parse()?, &client::Call::new(url, rest)?)
+        }
+        ["steady", rate, seconds, connections, url, rest @ ..] => {
+            let call = client::Call::new(url, rest)?;
+            open::steady(rate.parse()?, seconds.parse()?, connections.parse()?, &call)
         }
         ["scheduler", first, rest @ ..] => scheduler::measure(&[&[*first], rest].concat()),
         ["tract", model, shape] => tract::measure(Path::new(model), shape),

@@ -23,6 +23,7 @@ import collections
 import http.client
 import json
 import os
+import struct
 import sys
 import threading
 import time
@@ -67,6 +68,32 @@ DATATYPES = {
     **{f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 DTYPES = {name: np.dtype(dtype) for dtype, name in DATATYPES.items()}
+TEXT = "OSU"
+
+
+def datatype(value):
+    return "BYTES" if value.dtype.kind in TEXT else DATATYPES[value.dtype.name]
+
+
+def encoded(value):
+    """Elements as they travel; each string is its length, 32 bits, and its bytes."""
+    if value.dtype.kind not in TEXT:
+        return value.tobytes()
+    texts = [text if isinstance(text, bytes) else str(text).encode() for text in value.reshape(-1)]
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+
+
+def decoded(data, kind, shape):
+    if kind != "BYTES":
+        return np.frombuffer(data, DTYPES[kind]).reshape(shape)
+    texts = []
+    while data:
+        (length,) = struct.unpack_from("<I", data)
+        texts.append(data[4 : 4 + length].decode())
+        data = data[4 + length :]
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return array.reshape(shape)
 
 
 class Client:
@@ -96,20 +123,21 @@ class Client:
     def infer(self, model, inputs):
         """Outputs by name, or the text of the error."""
         arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in inputs.items()}
+        parts = {name: encoded(value) for name, value in arrays.items()}
         head = {
             "inputs": [
                 {
                     "name": name,
                     "shape": list(value.shape),
-                    "datatype": DATATYPES[value.dtype.name],
-                    "parameters": {"binary_data_size": value.nbytes},
+                    "datatype": datatype(value),
+                    "parameters": {"binary_data_size": len(parts[name])},
                 }
                 for name, value in arrays.items()
             ],
             "parameters": {"binary_data_output": True},
         }
         head = json.dumps(head).encode()
-        body = head + b"".join(value.tobytes() for value in arrays.values())
+        body = head + b"".join(parts.values())
         length = {"Inference-Header-Content-Length": str(len(head))}
         status, headers, content = self.call("POST", f"/v2/models/{model}/infer", body, length)
         if status != 200:
@@ -120,13 +148,16 @@ class Client:
         for output in answer["outputs"]:
             size = output["parameters"]["binary_data_size"]
             data, rest = rest[:size], rest[size:]
-            outputs[output["name"]] = np.frombuffer(data, DTYPES[output["datatype"]]).reshape(output["shape"])
+            outputs[output["name"]] = decoded(data, output["datatype"], output["shape"])
         assert not rest, "bytes after the last output"
         return outputs
 
 
 def is_tensor(value):
-    return isinstance(value, (np.ndarray, np.generic)) and value.dtype.name in DATATYPES
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return False
+    texts = value.dtype.kind in TEXT and all(isinstance(text, (str, bytes)) for text in np.reshape(value, -1))
+    return texts or value.dtype.name in DATATYPES
 
 
 def run(client, name, case):
@@ -166,6 +197,8 @@ def answers(client, name, case):
 def compare(theirs, ours, case):
     if ours.shape != theirs.shape:
         return "mismatch", f"the shape {ours.shape}, not {theirs.shape}"
+    if ours.dtype.kind == "O" and theirs.dtype.kind in TEXT:
+        return ("pass", "") if ours.tolist() == theirs.tolist() else ("mismatch", "other strings")
     if ours.dtype != theirs.dtype:
         return "mismatch", f"the type {ours.dtype}, not {theirs.dtype}"
     try:

@@ -8,12 +8,12 @@ use super::{
     client, code, infer, inference,
     message::{
         InferTensorContents, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
-        ModelMetadataResponse, RepositoryModelLoadRequest, RepositoryModelLoadResponse,
-        ServerLiveRequest, ServerLiveResponse,
+        ModelMetadataResponse, ModelStreamInferResponse, RepositoryModelLoadRequest,
+        RepositoryModelLoadResponse, ServerLiveRequest, ServerLiveResponse,
         infer_parameter::ParameterChoice,
         model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
     },
-    parameter, refused, row, tenant,
+    parameter, refused, row, tenant, with_ballast,
 };
 use crate::oip_reading::slow_free_tier;
 
@@ -239,8 +239,8 @@ fn a_message_beyond_the_tenants_limit_is_refused_before_it_is_read() {
     let free = server.tenant("acme", "free");
     free.put_model("mul-add", &model("mul-add.onnx")).expect(201);
     let client = client(&server, &free);
-    let mut request = row([0.0; 3]);
-    request.id = "x".repeat((1 << 20) + 1);
+    let ballasted = |bytes| with_ballast(row([0.0; 3]), bytes);
+    let request = ballasted((1 << 20) + 1);
     let text = refused(infer(&client, &request), code::RESOURCE_EXHAUSTED);
     assert!(text.contains("1048576"), "{text}");
     // A length that nothing follows.
@@ -249,9 +249,36 @@ fn a_message_beyond_the_tenants_limit_is_refused_before_it_is_read() {
     let answer =
         client.unary_bytes::<ModelInferResponse>(&inference("ModelInfer"), announced.into());
     refused(answer, code::RESOURCE_EXHAUSTED);
-    request.id = "x".repeat(1 << 19);
-    assert_eq!(infer(&client, &request).unwrap().id, request.id);
+    infer(&client, &ballasted(1 << 19)).unwrap();
     server.still_runs();
+}
+
+#[test]
+fn an_id_that_is_too_long_is_refused_and_not_told_again() {
+    let server = Server::start();
+    let tenant = tenant(&server, "acme");
+    let client = client(&server, &tenant);
+    let of = |bytes| ModelInferRequest { id: "x".repeat(bytes), ..row([0.0; 3]) };
+    assert_eq!(infer(&client, &of(4096)).unwrap().id.len(), 4096);
+    // A long request is read in another way.
+    for bytes in [4097, 1 << 20] {
+        let text = refused(infer(&client, &of(bytes)), code::INVALID_ARGUMENT);
+        assert_eq!(text, "the id is too long: it may have 4096 bytes");
+    }
+    let mut call = client.open(&inference("ModelStreamInfer"));
+    for bytes in [4097, 4096, 1 << 20, 4096] {
+        call.send(&of(bytes));
+        let answer = ModelStreamInferResponse::decode(call.message().unwrap()).unwrap();
+        let response = answer.infer_response.unwrap();
+        match bytes {
+            4096 => assert_eq!((&*answer.error_message, response.id.len()), ("", 4096)),
+            _ => {
+                let text = &answer.error_message;
+                assert!(text.contains("the id is too long"), "{text}");
+                assert_eq!(response.id, "");
+            }
+        }
+    }
 }
 
 #[test]

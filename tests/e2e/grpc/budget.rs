@@ -10,7 +10,7 @@ use super::{
         InferTensorContents, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
         model_infer_request::InferInputTensor,
     },
-    refused, row, tenant,
+    refused, row, tenant, with_ballast,
 };
 use crate::oip_bad_input::wide;
 
@@ -92,6 +92,21 @@ fn a_message_that_unpacks_beyond_the_limit_is_refused() {
     server.still_runs();
 }
 
+#[test]
+fn empty_inputs_are_charged_with_what_they_become() {
+    // A tenant has 16 MiB.
+    let mut server = Server::with_settings("protocol_mib = 32");
+    let tenant = tenant(&server, "acme");
+    let client = client(&server, &tenant);
+    // 64 KiB that would be 30 MiB of lists as they grow.
+    let bomb = Bytes::from([5 << 3 | 2, 0].repeat(1 << 15));
+    let answer = client.unary_bytes::<ModelInferResponse>(&inference("ModelInfer"), frame(&bomb));
+    let text = refused(answer, code::RESOURCE_EXHAUSTED);
+    assert!(text.contains("more memory than a tenant may have"), "{text}");
+    infer(&client, &row([0.0; 3])).unwrap();
+    server.still_runs();
+}
+
 /// Sends most of a message, and keeps the rest.
 fn hold(client: &GrpcClient, bytes: usize) -> GrpcCall<'_> {
     let mut message = frame(&vec![0; bytes + (256 << 10)]).to_vec();
@@ -106,10 +121,7 @@ fn a_tenant_holds_half_of_the_nodes_budget_and_all_hold_no_more_than_the_whole()
     let mut server = Server::with_settings("protocol_mib = 8");
     let tenants = ["one", "two", "three"].map(|name| tenant(&server, name));
     let clients = tenants.each_ref().map(|tenant| client(&server, tenant));
-    let ask = |client: &GrpcClient| {
-        let request = ModelInferRequest { id: "x".repeat(1 << 19), ..row([0.0; 3]) };
-        infer(client, &request)
-    };
+    let ask = |client: &GrpcClient| infer(client, &with_ballast(row([0.0; 3]), 1 << 19));
     ask(&clients[0]).unwrap();
     let first = hold(&clients[0], 7 << 19);
     // A tenant that has too much at once is told so, and the others are not.
@@ -165,7 +177,7 @@ fn a_stream_outlives_messages_that_find_no_room() {
     let client = client(&server, &tenant);
     let mut call = client.open(&inference("ModelStreamInfer"));
     let mut ask = |bytes: usize| {
-        call.send(&ModelInferRequest { id: "x".repeat(bytes), ..row([0.0; 3]) });
+        call.send(&with_ballast(row([0.0; 3]), bytes));
         let answer = ModelStreamInferResponse::decode(call.message().expect("an answer")).unwrap();
         answer.error_message
     };

@@ -36,6 +36,10 @@ fn bytes_of(datatype: &str, value: &Value) -> Vec<u8> {
         "UINT16" | "INT16" => integer().to_le_bytes()[..2].to_vec(),
         "UINT32" | "INT32" => integer().to_le_bytes()[..4].to_vec(),
         "UINT64" | "INT64" => integer().to_le_bytes()[..8].to_vec(),
+        "BYTES" => {
+            let text = value.as_str().unwrap();
+            [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat()
+        }
         other => panic!("{other}"),
     }
 }
@@ -58,6 +62,10 @@ fn contents(datatype: &str, data: &[Value]) -> Option<InferTensorContents> {
             all.uint_contents = data.iter().map(|v| uint(v).try_into().unwrap()).collect();
         }
         "UINT64" => all.uint64_contents = data.iter().map(uint).collect(),
+        "BYTES" => {
+            let texts = data.iter().map(|v| v.as_str().unwrap().as_bytes().to_vec().into());
+            all.bytes_contents = texts.collect();
+        }
         _ => return None,
     }
     Some(all)
@@ -164,7 +172,7 @@ fn every_datatype_answers_as_onnxruntime_does_raw_and_typed() {
 }
 
 #[test]
-fn live_ready_and_health_need_no_key() {
+fn what_is_said_of_the_server_needs_no_key() {
     let server = Server::start();
     let client = server.grpc();
     let live: ServerLiveResponse =
@@ -172,6 +180,9 @@ fn live_ready_and_health_need_no_key() {
     let ready: ServerReadyResponse =
         client.unary(&inference("ServerReady"), &ServerReadyRequest {}).unwrap();
     assert!(live.live && ready.ready);
+    let metadata: ServerMetadataResponse =
+        client.unary(&inference("ServerMetadata"), &ServerMetadataRequest {}).unwrap();
+    assert_eq!(metadata.name, "sandpiper");
     let check = |service: &str| {
         let question = HealthCheckRequest { service: service.to_owned() };
         client.unary::<HealthCheckResponse>("/grpc.health.v1.Health/Check", &question)
@@ -207,9 +218,6 @@ fn a_model_tells_of_itself() {
     let server = Server::start();
     let tenant = tenant(&server, "acme");
     let client = client(&server, &tenant);
-    let server_metadata: ServerMetadataResponse =
-        client.unary(&inference("ServerMetadata"), &ServerMetadataRequest {}).unwrap();
-    assert_eq!(server_metadata.name, "sandpiper");
     let name = "mul-add".to_owned();
     let question = ModelMetadataRequest { name: name.clone(), ..Default::default() };
     let metadata: ModelMetadataResponse =

@@ -9,7 +9,9 @@ mod message;
 mod bad_input;
 mod budget;
 mod calls;
+mod loads;
 mod reading;
+mod slow;
 mod streams;
 
 use message::model_infer_request::InferInputTensor;
@@ -59,6 +61,12 @@ fn row(values: [f32; 3]) -> ModelInferRequest {
         raw_input_contents: vec![raw.into()],
         ..Default::default()
     }
+}
+
+/// The same with so many bytes that say nothing.
+fn with_ballast(request: ModelInferRequest, bytes: usize) -> ModelInferRequest {
+    let ballast = parameter(ParameterChoice::StringParam("x".repeat(bytes)));
+    ModelInferRequest { parameters: [("ballast".to_owned(), ballast)].into(), ..request }
 }
 
 fn parameter(choice: ParameterChoice) -> InferParameter {

@@ -310,12 +310,21 @@ fn a_reader_that_stops_stops_the_writer_over_http_2() {
     let source = Source::new();
     block_on(async {
         let mut requests = h2(&server).await;
-        let request = h2_request(&tenant, "/slow-read?ms=200000");
-        let (_response, mut send) = requests.send_request(request, false).unwrap();
-        let taken = send_h2(&mut send, &source, 64 * MIB, Duration::from_secs(1)).await;
-        assert!((1..=MIB).contains(&taken), "{taken}");
-        // Another stream of the same connection goes on.
-        let (response, _) = requests.send_request(h2_request(&tenant, "/ok"), true).unwrap();
-        assert_eq!(text_h2(response.await.unwrap()).await.0, b"ok");
+        let mut stalled = Vec::new();
+        for _ in 0..8 {
+            let request = h2_request(&tenant, "/slow-read?ms=200000");
+            let (response, mut send) = requests.send_request(request, false).unwrap();
+            let taken = send_h2(&mut send, &source, 64 * MIB, Duration::from_secs(1)).await;
+            assert!((1..=MIB).contains(&taken), "{taken}");
+            stalled.push((response, send));
+        }
+        // Another stream of the same connection goes on, and its body comes.
+        let (response, mut send) =
+            requests.send_request(h2_request(&tenant, "/drain"), false).unwrap();
+        let length = 8 * MIB;
+        assert_eq!(send_h2(&mut send, &source, length, LONG).await, length);
+        send.send_data(Bytes::new(), true).unwrap();
+        let (text, _) = text_h2(response.await.unwrap()).await;
+        was_drained(&serde_json::from_slice(&text).unwrap(), &source, length);
     });
 }

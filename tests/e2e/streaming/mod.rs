@@ -2,6 +2,7 @@
 
 mod exchange;
 mod memory;
+mod unread;
 
 use std::time::Duration;
 
@@ -34,12 +35,13 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn h2(server: &Server) -> SendRequest<Bytes> {
+    h2_with_window(server, PIECE as u32 * 4).await
+}
+
+async fn h2_with_window(server: &Server, bytes: u32) -> SendRequest<Bytes> {
     let stream = tokio::net::TcpStream::connect(server.address()).await.unwrap();
-    let (requests, connection) = h2::client::Builder::new()
-        .initial_window_size(PIECE as u32 * 4)
-        .handshake(stream)
-        .await
-        .unwrap();
+    let (requests, connection) =
+        h2::client::Builder::new().initial_window_size(bytes).handshake(stream).await.unwrap();
     tokio::spawn(connection);
     requests.ready().await.unwrap()
 }

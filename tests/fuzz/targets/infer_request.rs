@@ -52,7 +52,7 @@ fn signatures() -> Vec<ModelSignature> {
     use DataType::{Bool, F16, F32, F64, I8, I16, I64, U64};
 
     let shapes = [vec![-1, 4], vec![-1, -1, 3], vec![2, 2], vec![-1]];
-    let types = [F32, F16, F64, I8, I64, U64, Bool];
+    let types = [F32, F16, F64, I8, I64, U64, Bool, DataType::Bytes];
     let input = |shape: &Vec<i64>, datatype: DataType| {
         let input = TensorSpec { name: "x".to_owned(), datatype, shape: shape.clone() };
         ModelSignature { inputs: vec![input], outputs: Vec::new() }

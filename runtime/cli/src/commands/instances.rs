@@ -70,6 +70,9 @@ fn line(name: &str, value: &Value) -> String {
         let (wanted, ready) = (number(value, "wanted"), number(value, "ready"));
         return format!("version {version}: {wanted} wanted, {ready} ready{panic}");
     }
+    if name == "start_failed" {
+        return format!("version {version}: a start failed: {}", clean(text(value, "message")));
+    }
     let reason = text(value, "reason");
     let reason = if reason.is_empty() { String::new() } else { format!(" ({})", clean(reason)) };
     let (id, change) = (clean(text(value, "id")), clean(text(value, "change")));
@@ -84,6 +87,9 @@ mod tests {
     fn a_change_shows_what_and_why() {
         let value = json!({"id": "7", "version": 3, "change": "ended", "reason": "idle"});
         assert_eq!(line("instance", &value), "version 3: 7 ended (idle)");
+        let value = json!({"version": 3, "code": "trap", "message": "the function trapped"});
+        let shown = "version 3: a start failed: the function trapped";
+        assert_eq!(line("start_failed", &value), shown);
         let value = json!({"version": 3, "wanted": 9, "ready": 2, "panicking": true});
         assert_eq!(line("scale", &value), "version 3: 9 wanted, 2 ready, demand grows suddenly");
     }

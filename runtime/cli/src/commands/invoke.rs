@@ -59,7 +59,7 @@ pub(super) fn run(context: &Context, arguments: &Invoke) -> Result<ExitCode> {
 }
 
 /// The exit code of an answer that is the function's own.
-fn exit_code(status: u16) -> u8 {
+pub(super) fn exit_code(status: u16) -> u8 {
     match status {
         500.. => Kind::Function as u8,
         400..=499 => Kind::Rejected as u8,

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use sandpiper_domain::JobId;
 use serde_json::{Value, json};
 
-use super::{Context, rows, text};
+use super::{Context, invoke::exit_code, rows, text};
 use crate::{
     args::{Jobs, State},
     client::{Client, interrupted},
@@ -16,7 +16,7 @@ use crate::{
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-pub(super) fn run(context: &Context, command: Jobs) -> Result<()> {
+pub(super) fn run(context: &Context, command: Jobs) -> Result<ExitCode> {
     let client = context.client()?;
     match command {
         Jobs::List { state, function, limit } => {
@@ -42,7 +42,7 @@ pub(super) fn run(context: &Context, command: Jobs) -> Result<()> {
                 return Err(CliError::new(Kind::Rejected, "the job has not ended")
                     .next("try again later, or wait for it: sandpiper invoke --async --wait"));
             }
-            copy(&client, &format!("/api/v1/jobs/{id}/result"), &mut |bytes| stdout(bytes))
+            return result(&client, id);
         }
         Jobs::Cancel { id } => {
             client.delete(&format!("/api/v1/jobs/{id}"))?;
@@ -55,7 +55,15 @@ pub(super) fn run(context: &Context, command: Jobs) -> Result<()> {
             };
             context.ui.result(&answer, |answer| format!("{} redriven", answer["redriven"]))
         }
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what the function answered to a job; the exit code is as if it had answered just now.
+fn result(client: &Client, id: JobId) -> Result<ExitCode> {
+    let (status, mut reader) = client.kept(&format!("/api/v1/jobs/{id}/result"))?;
+    copy_all(&mut reader, &mut |bytes| stdout(bytes))?;
+    Ok(ExitCode::from(exit_code(status)))
 }
 
 /// Copies an answer as it comes.
@@ -64,7 +72,10 @@ pub(super) fn copy(
     path: &str,
     to: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let mut reader = client.stream(path)?;
+    copy_all(&mut client.stream(path)?, to)
+}
+
+fn copy_all(reader: &mut impl Read, to: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match reader.read(&mut buffer).map_err(interrupted)? {
@@ -98,6 +109,5 @@ pub(super) fn accepted(
         thread::sleep(LOOK_INTERVAL);
     }
     drop(task);
-    copy(client, &format!("/api/v1/jobs/{id}/result"), &mut |bytes| stdout(bytes))?;
-    Ok(ExitCode::SUCCESS)
+    result(client, id)
 }

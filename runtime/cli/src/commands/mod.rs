@@ -61,7 +61,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Build { path } => build::run(context, &path)?,
         Command::Deploy(arguments) => return deploy::run(context, &arguments),
         Command::Invoke(arguments) => return invoke::run(context, &arguments),
-        Command::Jobs(command) => jobs::run(context, command)?,
+        Command::Jobs(command) => return jobs::run(context, command),
         Command::Batch(command) => batch::run(context, command)?,
         Command::Bench(arguments) => return bench::run(context, &arguments),
         Command::Functions(command) => catalog::functions(context, command)?,

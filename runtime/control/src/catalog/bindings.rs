@@ -241,7 +241,7 @@ impl Draft<'_> {
                     let Some(alias) = function.versions.alias_mut(name) else { continue };
                     let mut models = BTreeMap::clone(&alias.now.models);
                     match version {
-                        Some(version) if models.len() < MODELS_MAX => {
+                        Some(version) if models.len() < MODELS_MAX || models.contains_key(&key) => {
                             models.insert(key.clone(), version);
                         }
                         _ => drop(models.remove(&key)),

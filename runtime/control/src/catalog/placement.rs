@@ -13,6 +13,9 @@ use crate::{EndedRollout, Rollout, RolloutEnd};
 pub(super) const HISTORY_MAX: usize = 100;
 /// Models that all of them together may name, so that an alias stays a small record.
 const HISTORY_MODELS_MAX: usize = 1_000;
+/// Places of one target that moves of its models may leave one after the other: whoever owns a model may move it as
+/// often as he likes, and must not push other versions of the function out of the history.
+const MOVES_MAX: usize = 8;
 
 /// Where an alias points, with the models that its bindings mean there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,11 @@ pub struct Placement {
 impl Placement {
     fn is_where(&self, other: &Placement) -> bool {
         self.target == other.target && self.models == other.models
+    }
+
+    /// Whether a model's alias has brought it there.
+    fn is_by_model(&self) -> bool {
+        matches!(self.cause, Cause::ModelMoved { .. })
     }
 }
 
@@ -131,14 +139,29 @@ impl Alias {
         }
     }
 
+    /// Forgets what is too much: first where only a model was another, then what is oldest.
     fn trim(&mut self) {
-        let mut models = 0;
-        let kept = self.history.iter().rev().take(HISTORY_MAX).take_while(|placement| {
-            models += placement.models.len();
-            models <= HISTORY_MODELS_MAX
-        });
-        let surplus = self.history.len() - kept.count();
-        self.history.drain(..surplus);
+        if self.now.is_by_model() {
+            let same = self.history.iter().rev().take_while(|p| p.target == self.now.target);
+            let (same, all) = (same.count(), self.history.len());
+            self.history.drain(all - same..all - same.min(MOVES_MAX));
+        }
+        while !self.fits() {
+            let place = self.first_repeated().unwrap_or(0);
+            self.history.remove(place);
+        }
+    }
+
+    /// The oldest place that was left since a model moved: its target has the next place, too.
+    fn first_repeated(&self) -> Option<usize> {
+        let next = self.history.iter().skip(1).chain([&self.now]);
+        let mut pairs = self.history.iter().zip(next);
+        pairs.position(|(place, next)| next.is_by_model() && next.target == place.target)
+    }
+
+    fn fits(&self) -> bool {
+        let models: usize = self.history.iter().map(|placement| placement.models.len()).sum();
+        self.history.len() <= HISTORY_MAX && models <= HISTORY_MODELS_MAX
     }
 
     /// Goes back to the latest place that is another and that `allows` lets it have.
@@ -297,5 +320,37 @@ mod tests {
             alias.go(Placement { models: Arc::new(many(version)), ..alias.now.clone() });
         }
         assert_eq!(alias.history.len(), HISTORY_MODELS_MAX / 250);
+    }
+
+    fn moved(alias: &Alias, models: u32, version: u32) -> Placement {
+        let models = (0..models).map(|number| (format!("m{number}"), version)).collect();
+        let cause = Cause::ModelMoved { model: "m0".to_owned() };
+        Placement { models: Arc::new(models), cause, ..alias.now.clone() }
+    }
+
+    #[test]
+    fn models_that_move_push_no_version_out_of_the_history() {
+        // With 250 models, the places of one version alone would name too many.
+        for models in [1, 250] {
+            let mut alias = Alias::new(Target::Version(1).into());
+            alias.now.models = moved(&alias, models, 0).models;
+            for version in [2, 3] {
+                let (target, cause) = (Target::Version(version), Cause::Deployed);
+                alias.go(Placement { target, cause, ..alias.now.clone() });
+            }
+            for version in 1..=300 {
+                alias.go(moved(&alias, models, version));
+                assert!(alias.fits());
+            }
+            let of = |version| {
+                let target = Target::Version(version);
+                alias.history.iter().filter(|place| place.target == target).count()
+            };
+            assert_eq!((of(1), of(2)), (1, 1), "{models}");
+            // The latest of them stay.
+            let last = alias.history.last().unwrap();
+            assert_eq!(*last.models, *moved(&alias, models, 299).models);
+            assert_eq!(of(3), if models == 1 { MOVES_MAX } else { HISTORY_MODELS_MAX / 250 - 2 });
+        }
     }
 }

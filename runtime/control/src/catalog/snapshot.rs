@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 
 use super::{Alias, Target, Versions};
 use crate::{
-    TierName,
+    Rollout, TierName,
     key::{KeyId, KeyMac},
 };
 
@@ -67,7 +67,8 @@ impl Snapshot {
         let alias = match selector {
             Selector::Version(number) => {
                 let version = versions.get(*number)?;
-                return Some(Found { tenant, version, grant: &version.grant });
+                let (grant, rollout) = (&version.grant, None);
+                return Some(Found { tenant, version, grant, rollout });
             }
             Selector::Alias(alias) => versions.alias(alias)?,
         };
@@ -77,7 +78,7 @@ impl Snapshot {
         };
         let version = versions.get(number)?;
         let grant = alias.grants.get(&number).unwrap_or(&version.grant);
-        Some(Found { tenant, version, grant })
+        Some(Found { tenant, version, grant, rollout: alias.rollout.as_ref() })
     }
 
     /// One model of a tenant.
@@ -95,6 +96,8 @@ pub struct Found<'a> {
     pub version: &'a Arc<FunctionVersion>,
     /// What it may do when it is called under this name.
     pub grant: &'a Arc<Grant>,
+    /// The rollout under way of the alias that led there.
+    pub rollout: Option<&'a Rollout>,
 }
 
 /// A tenant and all it owns but its keys.

@@ -1,21 +1,19 @@
 //! Batches: their shards are jobs in a lane of their own, and a shard's output and its job's end are one transaction.
 
-use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::sync::Arc;
+
+use rusqlite::{Row, params};
 use sandpiper_domain::{
-    BoxFuture, Digest, End, FunctionName, JobError, JobId, JobResult, JobState, Lane, NewJob,
-    Selector, TenantName,
+    Again, BoxFuture, Digest, FunctionName, JobError, JobId, JobState, Selector, TenantName,
 };
 
 use super::{
-    PinnedWork, SqliteJobs, failed, owner,
-    row::{Place, damaged, digest_of, id_of, key, number, state_number, state_of},
-    steps::{self, Kept, run},
+    PinnedWork, SqliteJobs, failed,
+    row::{damaged, digest_of, id_of, key, number, state_number, state_of},
+    shards::{self, Output},
 };
 
-const SHARD_PRIORITY: u8 = 5;
-/// What is left of a batch after its end.
-const KEPT_MS: u64 = 7 * 24 * 3_600_000;
+pub(super) const SHARD_PRIORITY: u8 = 5;
 
 type Answer<T> = BoxFuture<'static, Result<T, JobError>>;
 
@@ -33,6 +31,8 @@ pub struct NewBatch {
     pub path: String,
     /// The lines.
     pub input: PinnedWork,
+    /// How long they are together.
+    pub input_bytes: u64,
     /// Each line names a blob, which is what the function gets.
     pub of_blobs: bool,
     /// How many.
@@ -49,6 +49,8 @@ pub struct NewBatch {
     pub deadline_ms: u64,
     /// As many jobs and shards of the tenant may wait.
     pub waiting_max: u32,
+    /// So much may be kept of the tenant.
+    pub bytes_max: u64,
 }
 
 /// A part of a batch.
@@ -95,6 +97,38 @@ pub struct Shard {
     pub path: String,
     /// The part.
     pub part: NewShard,
+    /// What came out before it was given back.
+    pub before: Option<Before>,
+}
+
+/// What came out of a shard before it was given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    /// The output so far.
+    pub output: Digest,
+    /// The lines that it answers, from the first one on.
+    pub answered: u64,
+    /// How many of these failed.
+    pub failed: u64,
+}
+
+/// What came out of a shard.
+pub struct ShardOutput {
+    /// The output, a line for each that it answers.
+    pub blob: PinnedWork,
+    /// How long it is.
+    pub bytes: u64,
+    /// The lines that it answers, from the first one on.
+    pub answered: u64,
+    /// How many of these failed.
+    pub failed: u64,
+}
+
+impl ShardOutput {
+    fn kept(self) -> (Output, PinnedWork) {
+        let ShardOutput { blob, bytes, answered, failed } = self;
+        (Output { digest: blob.digest(), bytes, answered, failed }, blob)
+    }
 }
 
 /// A shard as the batch's output shows it.
@@ -106,8 +140,10 @@ pub struct ShardView {
     pub lines: u64,
     /// Whether it has ended.
     pub done: bool,
-    /// What came out; `None` where it was given up.
+    /// What came out, and how many of its lines that answers: not all where it was given up.
     pub output: Option<Digest>,
+    /// See `output`.
+    pub answered: u64,
     /// Why it was given up.
     pub error: Option<String>,
 }
@@ -131,206 +167,84 @@ fn view(row: &Row<'_>) -> Result<BatchView, JobError> {
     })
 }
 
-fn create(connection: &Connection, batch: &NewBatch) -> Result<(), JobError> {
-    let (waiting, _) = steps::held_by(connection, &batch.tenant)?;
-    if waiting + batch.shards.len() as u64 > u64::from(batch.waiting_max) {
-        return Err(JobError::TenantFull);
-    }
-    let created = batch.created_ms.cast_signed();
-    // A batch without a line is done as soon as it is there.
-    let ended = batch.shards.is_empty();
-    run(
-        connection,
-        "INSERT INTO batches VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, 0, 0, ?10, ?11, ?12, ?13)",
-        params![
-            key(batch.id),
-            batch.tenant.as_str(),
-            batch.function.as_str(),
-            batch.selector.to_string(),
-            batch.path,
-            batch.input.digest().0,
-            batch.of_blobs,
-            batch.lines.cast_signed(),
-            batch.shards.len() as i64,
-            state_number(if ended { JobState::Done } else { JobState::Pending }),
-            created,
-            ended.then_some(created),
-            ended.then_some(created + KEPT_MS.cast_signed()),
-        ],
-    )?;
-    for shard in &batch.shards {
-        run(
-            connection,
-            "INSERT INTO shards VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, 0, NULL)",
-            params![
-                key(batch.id),
-                shard.first_line.cast_signed(),
-                shard.lines.cast_signed(),
-                shard.offset.cast_signed(),
-                shard.bytes.cast_signed(),
-                key(shard.job),
-            ],
-        )?;
-        steps::insert(
-            connection,
-            &job_of(batch, shard),
-            &Kept::Inline(Bytes::new()),
-            batch.created_ms,
-        )?;
-    }
-    Ok(())
-}
-
-fn job_of(batch: &NewBatch, shard: &NewShard) -> NewJob {
-    NewJob {
-        id: shard.job,
-        tenant: batch.tenant.clone(),
-        function: batch.function.clone(),
-        selector: batch.selector.clone(),
-        request: sandpiper_domain::JobRequest {
-            method: "POST".to_owned(),
-            path_and_query: batch.path.clone(),
-            headers: Vec::new(),
-        },
-        body: Bytes::new(),
-        lane: Lane::Batch,
-        priority: SHARD_PRIORITY,
-        created_ms: batch.created_ms,
-        ready_ms: batch.created_ms,
-        deadline_ms: batch.deadline_ms,
-        attempts_max: batch.attempts_max,
-        timeout_ms: batch.timeout_ms,
-        result_ttl_ms: KEPT_MS,
-        webhook: None,
-        idempotency: None,
-        waiting_max: batch.waiting_max,
-        bytes_max: u64::MAX,
-    }
-}
-
-/// Notes the end of a shard, once, and of its batch with the last one.
-pub(super) fn shard_ended(
-    connection: &Connection,
-    job: JobId,
-    output: Option<Digest>,
-    failed_lines: Option<u64>,
-    now_ms: u64,
-) -> Result<(), JobError> {
-    type Found = (Vec<u8>, i64, i64);
-    let found: Option<Found> = connection
-        .prepare_cached("SELECT batch, first_line, lines FROM shards WHERE job = ?1 AND done = 0")
-        .and_then(|mut statement| {
-            let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-            statement.query_row(params![key(job)], read).optional()
-        })
-        .map_err(failed)?;
-    let Some((batch, first_line, lines)) = found else { return Ok(()) };
-    let lost = failed_lines.map_or(lines, u64::cast_signed);
-    run(
-        connection,
-        "UPDATE shards SET done = 1, failed = ?3, output = ?4 WHERE batch = ?1 AND first_line = ?2",
-        params![batch, first_line, lost, output.map(|digest| digest.0)],
-    )?;
-    run(
-        connection,
-        "UPDATE batches SET done_lines = done_lines + ?2, done_shards = done_shards + 1, \
-         failed_lines = failed_lines + ?3 WHERE id = ?1",
-        params![batch, lines, lost],
-    )?;
-    run(
-        connection,
-        "UPDATE batches SET state = 2, finished_ms = ?2, expires_ms = ?3 \
-         WHERE id = ?1 AND done_shards = shards AND state < 2",
-        params![batch, now_ms.cast_signed(), (now_ms + KEPT_MS).cast_signed()],
-    )
-    .map(drop)
-}
-
-/// Drops what has had its time.
-pub(super) fn expire(connection: &Connection, now_ms: u64) -> Result<(), JobError> {
-    let now = params![now_ms.cast_signed()];
-    let old = "SELECT id FROM batches WHERE expires_ms <= ?1";
-    run(connection, &format!("DELETE FROM shards WHERE batch IN ({old})"), now)?;
-    run(connection, "DELETE FROM batches WHERE expires_ms <= ?1", now)?;
-    run(connection, "DELETE FROM blobs WHERE expires_ms <= ?1", now).map(drop)
-}
-
-fn cancel(
-    connection: &Connection,
-    tenant: &TenantName,
-    id: JobId,
-    now_ms: u64,
-) -> Result<Vec<JobId>, JobError> {
-    let state: Option<i64> = connection
-        .query_row(
-            "SELECT state FROM batches WHERE id = ?1 AND tenant = ?2",
-            params![key(id), tenant.as_str()],
-            |row| row.get(0),
-        )
-        .optional()
-        .map_err(failed)?;
-    let state = state_of(state.ok_or(JobError::NotFound)?)?;
-    if !matches!(state, JobState::Pending | JobState::Running) {
-        return Ok(Vec::new());
-    }
-    let mut statement = connection
-        .prepare_cached("SELECT job FROM shards WHERE batch = ?1 AND done = 0")
-        .map_err(failed)?;
-    let jobs = statement.query_map(params![key(id)], |row| row.get::<_, Vec<u8>>(0));
-    let jobs: Result<Vec<_>, _> = jobs.and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let mut cancelled = Vec::new();
-    for job in jobs.map_err(failed)? {
-        let job = id_of(&job)?;
-        owner::cancel(connection, tenant, job, now_ms)?;
-        cancelled.push(job);
-    }
-    run(
-        connection,
-        "UPDATE batches SET state = 4, finished_ms = ?2, expires_ms = ?3 WHERE id = ?1",
-        params![key(id), now_ms.cast_signed(), (now_ms + KEPT_MS).cast_signed()],
-    )?;
-    Ok(cancelled)
-}
-
 impl SqliteJobs {
-    /// Takes a batch in, with all its shards.
-    pub fn create_batch(&self, batch: NewBatch) -> Answer<()> {
-        self.inner.submit(move |connection| create(connection, &batch))
+    /// Takes a batch in: with `part` 0 the batch and its first shards, then the others part by part. Says whether that
+    /// were all. A batch that is never finished goes with the next start of the node.
+    pub fn create_batch(&self, batch: Arc<NewBatch>, part: usize) -> Answer<bool> {
+        self.inner.submit(move |connection| shards::create(connection, &batch, part))
     }
 
-    /// Takes a batch back; gives the jobs of its shards that had not ended.
-    pub fn cancel_batch(&self, tenant: TenantName, id: JobId, now_ms: u64) -> Answer<Vec<JobId>> {
-        self.inner.submit(move |connection| cancel(connection, &tenant, id, now_ms))
+    /// Takes a batch back. [`SqliteJobs::end_cancelled`] ends its shards. What came out of one that has ended goes.
+    pub fn cancel_batch(&self, tenant: TenantName, id: JobId, now_ms: u64) -> Answer<()> {
+        self.inner.submit(move |connection| shards::cancel(connection, &tenant, id, now_ms))
     }
 
-    /// The end of a shard: what came out, and of how many lines nothing did.
+    /// Ends some shards of batches that were taken back; gives their jobs, and whether that were all.
+    pub fn end_cancelled(&self, now_ms: u64) -> Answer<(Vec<JobId>, bool)> {
+        self.inner.submit(move |connection| shards::end_cancelled(connection, now_ms))
+    }
+
+    /// The end of a shard: what came out. The tenant may keep `bytes_max` in all.
     pub fn finish_shard(
         &self,
-        job: JobId,
-        token: u64,
-        output: PinnedWork,
-        failed_lines: u64,
+        lease: (JobId, u64),
+        output: ShardOutput,
         version: u32,
+        bytes_max: u64,
         now_ms: u64,
     ) -> Answer<()> {
-        self.inner.submit(move |connection| {
-            let result =
-                JobResult { status: 200, headers: Vec::new(), body: Bytes::new(), version };
-            steps::ack(connection, job, token, &End::Done(result), None, now_ms)?;
-            shard_ended(connection, job, Some(output.digest()), Some(failed_lines), now_ms)
+        let (kept, pinned) = output.kept();
+        self.inner.submit_pinned(Some(pinned), move |connection| {
+            shards::finish(connection, lease.0, lease.1, kept, version, bytes_max, now_ms)
         })
+    }
+
+    /// Gives a shard back with what came out so far; the next attempt goes on behind it.
+    pub fn pause_shard(
+        &self,
+        lease: (JobId, u64),
+        output: ShardOutput,
+        again: Again,
+        bytes_max: u64,
+        now_ms: u64,
+    ) -> Answer<()> {
+        let (kept, pinned) = output.kept();
+        self.inner.submit_pinned(Some(pinned), move |connection| {
+            shards::pause(connection, lease.0, lease.1, kept, &again, bytes_max, now_ms)
+        })
+    }
+
+    /// Cuts a shard that is under suspicion into its lines: for each the id of its job, where it begins in the input
+    /// and its length.
+    pub fn split_shard(
+        &self,
+        lease: (JobId, u64),
+        lines: Vec<(JobId, u64, u64)>,
+        now_ms: u64,
+    ) -> Answer<()> {
+        self.inner
+            .submit(move |connection| shards::split(connection, lease.0, lease.1, &lines, now_ms))
     }
 
     /// The shard that a job is for. Blocks.
     pub fn shard(&self, job: JobId) -> Result<Shard, JobError> {
         self.read(|connection| {
             let sql = "SELECT s.batch, b.input, b.path, s.first_line, s.lines, s.offset, s.bytes, \
-                b.of_blobs FROM shards s JOIN batches b ON b.id = s.batch WHERE s.job = ?1";
+                b.of_blobs, b.state, s.output, s.answered, s.failed FROM shards s \
+                JOIN batches b ON b.id = s.batch WHERE s.job = ?1";
             let mut statement = connection.prepare_cached(sql).map_err(failed)?;
             let mut rows = statement.query(params![key(job)]).map_err(failed)?;
             let row = rows.next().map_err(failed)?.ok_or(JobError::NotFound)?;
             let count = |column| number(row, column).map_err(failed);
+            if row.get::<_, i64>(8).map_err(failed)? == state_number(JobState::Cancelled) {
+                return Err(JobError::LeaseLost);
+            }
+            let output = row.get::<_, Option<Vec<u8>>>(9).map_err(failed)?;
+            let output = output.map(|digest| digest_of(&digest)).transpose()?;
+            let (answered, failures) = (count(10)?, count(11)?);
+            let before = output.map(|output| Before { output, answered, failed: failures });
             Ok(Shard {
+                before,
                 batch: id_of(&row.get::<_, Vec<u8>>(0).map_err(failed)?)?,
                 input: digest_of(&row.get::<_, Vec<u8>>(1).map_err(failed)?)?,
                 path: row.get(2).map_err(failed)?,
@@ -349,7 +263,9 @@ impl SqliteJobs {
     /// One batch of a tenant. Blocks.
     pub fn batch(&self, tenant: &TenantName, id: JobId) -> Result<Option<BatchView>, JobError> {
         self.read(|connection| {
-            let sql = format!("SELECT {COLUMNS} FROM batches WHERE id = ?1 AND tenant = ?2");
+            let sql = format!(
+                "SELECT {COLUMNS} FROM batches WHERE id = ?1 AND tenant = ?2 AND state >= 0"
+            );
             let mut statement = connection.prepare_cached(&sql).map_err(failed)?;
             let mut rows = statement.query(params![key(id), tenant.as_str()]).map_err(failed)?;
             rows.next().map_err(failed)?.map(view).transpose()
@@ -360,7 +276,7 @@ impl SqliteJobs {
     pub fn batches(&self, tenant: &TenantName, limit: u32) -> Result<Vec<BatchView>, JobError> {
         self.read(|connection| {
             let sql = format!(
-                "SELECT {COLUMNS} FROM batches WHERE tenant = ?1 ORDER BY id DESC LIMIT ?2"
+                "SELECT {COLUMNS} FROM batches WHERE tenant = ?1 AND state >= 0 ORDER BY id DESC LIMIT ?2"
             );
             let mut statement = connection.prepare_cached(&sql).map_err(failed)?;
             let mut rows = statement.query(params![tenant.as_str(), limit]).map_err(failed)?;
@@ -375,7 +291,7 @@ impl SqliteJobs {
     /// The shard of a batch that begins at `first_line` or after. Blocks.
     pub fn shard_from(&self, batch: JobId, first_line: u64) -> Result<Option<ShardView>, JobError> {
         self.read(|connection| {
-            let sql = "SELECT s.first_line, s.lines, s.done, s.output, j.error FROM shards s \
+            let sql = "SELECT s.first_line, s.lines, s.done = 1, s.output, j.error, s.answered FROM shards s \
                 LEFT JOIN jobs j ON j.id = s.job WHERE s.batch = ?1 AND s.first_line >= ?2 \
                 ORDER BY s.first_line LIMIT 1";
             let mut statement = connection.prepare_cached(sql).map_err(failed)?;
@@ -388,20 +304,9 @@ impl SqliteJobs {
                 lines: number(row, 1).map_err(failed)?,
                 done: row.get(2).map_err(failed)?,
                 output: output.map(|digest| digest_of(&digest)).transpose()?,
+                answered: number(row, 5).map_err(failed)?,
                 error: row.get(4).map_err(failed)?,
             }))
         })
-    }
-}
-
-/// A job that was given up may be a shard.
-pub(super) fn given_up(
-    connection: &Connection,
-    place: &Place,
-    now_ms: u64,
-) -> Result<(), JobError> {
-    match place.lane {
-        Lane::Batch => shard_ended(connection, place.id, None, None, now_ms),
-        Lane::Interactive | Lane::Job => Ok(()),
     }
 }

@@ -5,21 +5,45 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io::Write,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{OptionalExtension, params};
 use sandpiper_domain::{BlobStore, BoxFuture, Digest, JobError, StoreError, TenantName};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use super::{SqliteJobs, failed, row::digest_of, steps::run};
+use super::{
+    SqliteJobs, failed,
+    row::digest_of,
+    schema,
+    shards::{charge_of, disown},
+    steps::{add_bytes, held_by, run},
+};
 use crate::FolderBlobs;
 
 pub(super) struct Work {
     blobs: FolderBlobs,
-    pins: Mutex<HashMap<Digest, usize>>,
+    /// The database, to ask what it names.
+    database: PathBuf,
+    pins: Mutex<Pins>,
+    sweeping: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Pins {
+    held: HashMap<Digest, Pin>,
+    /// Those that were pinned at some time of the sweep that goes on now.
+    seen: Option<HashSet<Digest>>,
+}
+
+#[derive(Default)]
+struct Pin {
+    count: usize,
+    /// Somebody else had it too, or its file was there before: it may be named.
+    is_shared: bool,
 }
 
 /// A blob that no sweep takes as long as this lives.
@@ -33,31 +57,49 @@ impl PinnedWork {
     pub fn digest(&self) -> Digest {
         self.digest
     }
+
+    /// Deletes the file at once where nobody else can need it: what it was for was refused. Blocks.
+    pub fn discard(self) {
+        let pins = self.work.pins();
+        let is_ours = pins.held.get(&self.digest).is_some_and(|pin| !pin.is_shared);
+        if is_ours && let Err(error) = self.work.blobs.delete(&self.digest) {
+            tracing::warn!(%error, "a blob that was refused could not be deleted");
+        }
+    }
 }
 
 impl Drop for PinnedWork {
     fn drop(&mut self) {
         let mut pins = self.work.pins();
-        if let Some(count) = pins.get_mut(&self.digest) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&self.digest);
+        if let Some(pin) = pins.held.get_mut(&self.digest) {
+            pin.count -= 1;
+            if pin.count == 0 {
+                pins.held.remove(&self.digest);
             }
         }
     }
 }
 
 impl Work {
-    pub(super) fn new(blobs: FolderBlobs) -> Self {
-        Work { blobs, pins: Mutex::default() }
+    pub(super) fn new(blobs: FolderBlobs, database: PathBuf) -> Self {
+        Work { blobs, database, pins: Mutex::default(), sweeping: Mutex::default() }
     }
 
-    fn pins(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
+    fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pin(self: &Arc<Self>, digest: Digest) -> PinnedWork {
-        *self.pins().entry(digest).or_default() += 1;
+        // Asked under the lock: whoever deletes it holds that.
+        let mut pins = self.pins();
+        let is_there = !matches!(self.blobs.stat(&digest), Ok(None));
+        let pin = pins.held.entry(digest).or_default();
+        pin.count += 1;
+        pin.is_shared |= is_there || pin.count > 1;
+        if let Some(seen) = &mut pins.seen {
+            seen.insert(digest);
+        }
+        drop(pins);
         PinnedWork { digest, work: self.clone() }
     }
 
@@ -72,22 +114,43 @@ impl Work {
         bytes.ok_or_else(|| StoreError::Failed(format!("the blob {digest} is missing")).into())
     }
 
-    /// Deletes the files that nothing names. The writer alone calls it, so that no new name can come meanwhile but
-    /// those that are pinned.
-    pub(super) fn sweep(&self, connection: &Connection) -> Result<usize, JobError> {
+    /// Deletes the files that nothing names. What is on its way into the database is pinned until it is on the disk;
+    /// a name that goes within a transaction is there for others until then, so that nothing is deleted that a
+    /// transaction may yet fail to let go. Whatever was pinned at any time of the sweep stays. Blocks.
+    pub(super) fn sweep(&self) -> Result<usize, JobError> {
+        let _one = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut pins = self.pins();
+            pins.seen = Some(pins.held.keys().copied().collect());
+        }
+        let swept = self.names().and_then(|needed| self.delete_others(&needed));
+        self.pins().seen = None;
+        swept
+    }
+
+    /// What the database names, as far as it is committed.
+    fn names(&self) -> Result<HashSet<Digest>, JobError> {
         const NAMES: &str = "SELECT body_blob FROM payloads WHERE body_blob IS NOT NULL \
             UNION SELECT body_blob FROM results WHERE body_blob IS NOT NULL UNION SELECT input FROM batches \
             UNION SELECT output FROM shards WHERE output IS NOT NULL UNION SELECT digest FROM blobs";
-        let mut statement = connection.prepare_cached(NAMES).map_err(failed)?;
+        let failure = |error: crate::OpenError| StoreError::Failed(error.to_string());
+        // A connection of its own: this reads long, and others want to look.
+        let connection = schema::open_reader(&self.database).map_err(failure)?;
+        let mut statement = connection.prepare(NAMES).map_err(failed)?;
         let names = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).map_err(failed)?;
         let mut needed = HashSet::new();
         for name in names {
             needed.insert(digest_of(&name.map_err(failed)?)?);
         }
+        Ok(needed)
+    }
+
+    fn delete_others(&self, needed: &HashSet<Digest>) -> Result<usize, JobError> {
         let mut deleted = 0;
         for digest in self.blobs.list()? {
             let pins = self.pins();
-            if !needed.contains(&digest) && !pins.contains_key(&digest) {
+            let was_pinned = pins.seen.as_ref().is_some_and(|seen| seen.contains(&digest));
+            if !needed.contains(&digest) && !was_pinned {
                 self.blobs.delete(&digest)?;
                 deleted += 1;
             }
@@ -152,7 +215,12 @@ impl SqliteJobs {
         self.inner.work.blobs.file(digest)?.ok_or(JobError::NotFound)
     }
 
-    /// Gives a tenant a blob of its own until `expires_ms`. Its blobs together may be `bytes_max` long.
+    /// Deletes the files that nothing names any more; gives how many. Blocks.
+    pub fn sweep(&self) -> Result<usize, JobError> {
+        self.inner.work.sweep()
+    }
+
+    /// Gives a tenant a blob of its own until `expires_ms`. All that is kept of it may take `bytes_max`.
     pub fn own_blob(
         &self,
         tenant: TenantName,
@@ -161,24 +229,20 @@ impl SqliteJobs {
         expires_ms: u64,
         bytes_max: u64,
     ) -> BoxFuture<'static, Result<(), JobError>> {
-        self.inner.submit(move |connection| {
-            let (name, digest) = (tenant.as_str(), blob.digest().0);
-            let others: Option<i64> = connection
-                .query_row(
-                    "SELECT sum(size) FROM blobs WHERE tenant = ?1 AND digest <> ?2",
-                    params![name, digest],
-                    |row| row.get(0),
-                )
-                .map_err(failed)?;
-            if others.unwrap_or(0).cast_unsigned() + size > bytes_max {
+        let digest = blob.digest().0;
+        self.inner.submit_pinned(Some(blob), move |connection| {
+            let (name, expires) = (tenant.as_str(), expires_ms.cast_signed());
+            let sql = "UPDATE blobs SET expires_ms = ?3 WHERE tenant = ?1 AND digest = ?2";
+            if run(connection, sql, params![name, digest, expires])? > 0 {
+                return Ok(());
+            }
+            let charge = charge_of(size);
+            if held_by(connection, &tenant)?.1 + charge.cast_unsigned() > bytes_max {
                 return Err(JobError::TenantFull);
             }
-            run(
-                connection,
-                "INSERT OR REPLACE INTO blobs VALUES (?1, ?2, ?3, ?4)",
-                params![name, digest, size.cast_signed(), expires_ms.cast_signed()],
-            )?;
-            Ok(())
+            let sql = "INSERT INTO blobs VALUES (?1, ?2, ?3, ?4)";
+            run(connection, sql, params![name, digest, size.cast_signed(), expires])?;
+            add_bytes(connection, &tenant, charge)
         })
     }
 
@@ -189,11 +253,7 @@ impl SqliteJobs {
         digest: Digest,
     ) -> BoxFuture<'static, Result<(), JobError>> {
         self.inner.submit(move |connection| {
-            let sql = "DELETE FROM blobs WHERE tenant = ?1 AND digest = ?2";
-            match run(connection, sql, params![tenant.as_str(), digest.0])? {
-                0 => Err(JobError::NotFound),
-                _ => Ok(()),
-            }
+            disown(connection, &tenant, &digest)?.then_some(()).ok_or(JobError::NotFound)
         })
     }
 

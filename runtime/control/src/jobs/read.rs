@@ -1,14 +1,15 @@
 //! What can be seen of jobs.
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Row, params};
-use sandpiper_domain::{FunctionName, JobError, JobId, JobState, Lane, TenantName};
+use rusqlite::{OptionalExtension, Row, params};
+use sandpiper_domain::{Digest, FunctionName, JobError, JobId, JobState, Lane, TenantName};
 
 use super::{
     SqliteJobs, failed,
     row::{
         damaged, digest_of, headers_of, id_of, key, lane_number, number, state_number, state_of,
     },
+    steps,
 };
 
 /// A job as its owner sees it.
@@ -62,8 +63,10 @@ pub struct ResultView {
     pub status: u16,
     /// The headers.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body.
+    /// The body, where it is short.
     pub body: Bytes,
+    /// Where a long one is.
+    pub blob: Option<Digest>,
 }
 
 const COLUMNS: &str = "id, function, state, attempts, attempts_max, version, error, created_ms, ready_ms, finished_ms, \
@@ -92,32 +95,6 @@ fn view(row: &Row<'_>) -> Result<JobView, JobError> {
     })
 }
 
-/// Tenants, each with a list of theirs that is not empty.
-type Lists = Vec<(TenantName, i64)>;
-
-/// The tenants with ready work and in which list, and when the next delayed job is due.
-pub(super) fn ready(connection: &Connection) -> Result<(Lists, Option<u64>), JobError> {
-    let mut found = Vec::new();
-    let mut last = (String::new(), 0);
-    let mut next = connection
-        .prepare_cached(
-            "SELECT tenant, lane FROM ready WHERE (tenant, lane) > (?1, ?2) ORDER BY tenant, lane LIMIT 1",
-        )
-        .map_err(failed)?;
-    while let Some((tenant, lane)) = next
-        .query_row(params![last.0, last.1], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
-        .optional()
-        .map_err(failed)?
-    {
-        found.push((tenant.parse().map_err(|_| damaged("a name"))?, lane));
-        last = (tenant, lane);
-    }
-    let due: Option<i64> = connection
-        .query_row("SELECT min(ready_ms) FROM delayed", [], |row| row.get(0))
-        .map_err(failed)?;
-    Ok((found, due.map(i64::cast_unsigned)))
-}
-
 impl SqliteJobs {
     /// One job of a tenant. Blocks.
     pub fn get(&self, tenant: &TenantName, id: JobId) -> Result<Option<JobView>, JobError> {
@@ -133,8 +110,13 @@ impl SqliteJobs {
     /// Jobs of a tenant, the newest first. Blocks.
     pub fn list(&self, tenant: &TenantName, filter: &JobFilter) -> Result<Vec<JobView>, JobError> {
         self.read(|connection| {
+            // Dead letters have an index of their own, which is found by the number in the text.
+            let state = match filter.state {
+                Some(JobState::Dead) => "state = 3 AND ?4 = 3",
+                _ => "(?4 IS NULL OR state = ?4)",
+            };
             let sql = format!(
-                "SELECT {COLUMNS} FROM jobs WHERE tenant = ?1 AND id < ?2 AND lane = ?3 AND (?4 IS NULL OR state = ?4) \
+                "SELECT {COLUMNS} FROM jobs WHERE tenant = ?1 AND id < ?2 AND lane = ?3 AND {state} \
                  AND (?5 IS NULL OR function = ?5) ORDER BY id DESC LIMIT ?6"
             );
             let mut statement = connection.prepare_cached(&sql).map_err(failed)?;
@@ -168,19 +150,24 @@ impl SqliteJobs {
             Ok(found.map_err(failed)?)
         })?;
         let Some((status, headers, body, blob)) = found else { return Ok(None) };
-        let body = match blob {
-            Some(digest) => self.inner.work.get(&digest_of(&digest)?)?,
-            None => body.unwrap_or_default().into(),
-        };
-        Ok(Some(ResultView { status, headers: headers_of(&headers), body }))
+        let blob = blob.map(|digest| digest_of(&digest)).transpose()?;
+        let (headers, body) = (headers_of(&headers), body.unwrap_or_default().into());
+        Ok(Some(ResultView { status, headers, body, blob }))
     }
 
-    /// Jobs that wait, of all tenants: those ready and those delayed. Blocks.
-    pub fn count_waiting(&self) -> Result<u64, JobError> {
+    /// Jobs and shards that wait, of all tenants: those ready and those delayed. Blocks.
+    pub fn count_waiting(&self) -> Result<(u64, u64), JobError> {
         self.read(|connection| {
-            let sql = "SELECT coalesce(sum(jobs), 0) FROM waiting";
-            let count: i64 = connection.query_row(sql, [], |row| row.get(0)).map_err(failed)?;
-            Ok(count.max(0).cast_unsigned())
+            let sql =
+                "SELECT coalesce(sum(jobs - shards), 0), coalesce(sum(shards), 0) FROM waiting";
+            let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+            let (jobs, shards) = connection.query_row(sql, [], read).map_err(failed)?;
+            Ok((jobs.max(0).cast_unsigned(), shards.max(0).cast_unsigned()))
         })
+    }
+
+    /// How many jobs of a tenant wait, and the bytes of all that is kept of it. Blocks.
+    pub fn held_by(&self, tenant: &TenantName) -> Result<(u64, u64), JobError> {
+        self.read(|connection| steps::held_by(connection, tenant))
     }
 }

@@ -11,7 +11,7 @@ use super::failed;
 /// Where a job that has brought the node down twice waits: it runs with no other beside it.
 pub(super) const APART: i64 = 3;
 /// So many ends of the node make a job a suspect.
-pub(super) const CRASHES_MAX: u32 = 2;
+pub const CRASHES_MAX: u32 = 2;
 
 pub(super) fn key(id: JobId) -> [u8; 16] {
     id.0.to_be_bytes()
@@ -110,7 +110,6 @@ pub(super) struct Place {
     pub(super) crashes: u32,
     pub(super) lease: u64,
     pub(super) lease_until_ms: u64,
-    pub(super) result_ttl_ms: u64,
     pub(super) webhook: bool,
 }
 
@@ -119,7 +118,7 @@ impl Place {
         let mut statement = connection
             .prepare_cached(
                 "SELECT tenant, state, lane, priority, ready_ms, attempts, attempts_max, crashes, lease, \
-                 lease_until_ms, result_ttl_ms, webhook IS NOT NULL FROM jobs WHERE id = ?1",
+                 lease_until_ms, webhook IS NOT NULL FROM jobs WHERE id = ?1",
             )
             .map_err(failed)?;
         let mut rows = statement.query(params![key(id)]).map_err(failed)?;
@@ -138,8 +137,7 @@ impl Place {
             crashes: row.get(7).map_err(failed)?,
             lease: count(8)?,
             lease_until_ms: count(9)?,
-            result_ttl_ms: count(10)?,
-            webhook: row.get(11).map_err(failed)?,
+            webhook: row.get(10).map_err(failed)?,
         }))
     }
 
@@ -155,24 +153,25 @@ pub(super) fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
 
 /// A job as a worker gets it; its body too, unless that lies in a blob.
 pub(super) struct Loaded {
+    /// Where it stood in its list.
+    pub(super) rank: i64,
     pub(super) job: NewJob,
     pub(super) attempts: u32,
     pub(super) crashes: u32,
-    pub(super) blob: Option<Digest>,
+    /// And how long it is about.
+    pub(super) blob: Option<(Digest, u64)>,
 }
 
-const LOAD: &str = "SELECT j.tenant, j.function, j.selector, j.lane, j.priority, j.created_ms, j.ready_ms, \
+/// The best ready jobs of one list, with all that [`Loaded`] has.
+pub(super) const HEADS: &str = "SELECT j.tenant, j.function, j.selector, j.lane, j.priority, j.created_ms, j.ready_ms, \
     j.deadline_ms, j.attempts, j.attempts_max, j.crashes, j.timeout_ms, j.result_ttl_ms, j.webhook, \
-    p.request, p.body, p.body_blob FROM jobs j JOIN payloads p ON p.id = j.id WHERE j.id = ?1";
+    p.request, p.body, p.body_blob, j.id, r.rank, p.size FROM ready r CROSS JOIN jobs j ON j.id = r.id \
+    LEFT JOIN payloads p ON p.id = j.id WHERE r.tenant = ?1 AND r.lane = ?2 \
+    ORDER BY r.rank, r.ready_ms, r.id LIMIT ?3";
 
-pub(super) fn load(connection: &Connection, id: JobId) -> Result<Loaded, JobError> {
-    let mut statement = connection.prepare_cached(LOAD).map_err(failed)?;
-    let mut rows = statement.query(params![key(id)]).map_err(failed)?;
-    let row = rows.next().map_err(failed)?.ok_or_else(|| damaged("a job"))?;
-    read(id, row)
-}
-
-fn read(id: JobId, row: &Row<'_>) -> Result<Loaded, JobError> {
+/// Reads a row of [`HEADS`].
+pub(super) fn read(row: &Row<'_>) -> Result<Loaded, JobError> {
+    let id = id_of(row.get_ref(17).and_then(|id| Ok(id.as_blob()?)).map_err(failed)?)?;
     let text = |column| row.get::<_, String>(column).map_err(failed);
     let count = |column| number(row, column).map_err(failed);
     let bytes = |column| row.get::<_, Option<Vec<u8>>>(column).map_err(failed);
@@ -198,10 +197,14 @@ fn read(id: JobId, row: &Row<'_>) -> Result<Loaded, JobError> {
         waiting_max: u32::MAX,
         bytes_max: u64::MAX,
     };
-    let blob = bytes(16)?.map(|digest| digest_of(&digest)).transpose()?;
+    let blob = match bytes(16)? {
+        Some(digest) => Some((digest_of(&digest)?, count(19)?)),
+        None => None,
+    };
     let attempts = row.get(8).map_err(failed)?;
     let crashes = row.get(10).map_err(failed)?;
-    Ok(Loaded { job, attempts, crashes, blob })
+    let rank = row.get(18).map_err(failed)?;
+    Ok(Loaded { rank, job, attempts, crashes, blob })
 }
 
 #[cfg(test)]

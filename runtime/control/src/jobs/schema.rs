@@ -9,7 +9,8 @@ use crate::OpenError;
 
 const SCHEMA: u32 = 1;
 /// `ready` holds what may run now, so that a lease reads the head of a list; `delayed` what may run later. What a job
-/// carries is apart from where it stands: a row that changes at each step should be short.
+/// carries is apart from where it stands: a row that changes at each step should be short. `waiting` sums what each
+/// tenant has, so that its limits cost one look.
 const CREATE: &str = "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE jobs (
@@ -19,9 +20,10 @@ const CREATE: &str = "
         attempts INTEGER NOT NULL, attempts_max INTEGER NOT NULL, crashes INTEGER NOT NULL,
         lease INTEGER NOT NULL, lease_until_ms INTEGER NOT NULL, timeout_ms INTEGER NOT NULL,
         result_ttl_ms INTEGER NOT NULL, error TEXT, version INTEGER, finished_ms INTEGER, expires_ms INTEGER,
-        webhook TEXT, webhook_state INTEGER NOT NULL, webhook_attempts INTEGER NOT NULL
+        webhook TEXT, webhook_state INTEGER NOT NULL, webhook_attempts INTEGER NOT NULL, within_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX jobs_of_tenant ON jobs (tenant, id);
+    CREATE INDEX jobs_dead ON jobs (tenant, id) WHERE state = 3;
     CREATE TABLE payloads (
         id BLOB PRIMARY KEY, request BLOB NOT NULL, body BLOB, body_blob BLOB, size INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
@@ -32,9 +34,13 @@ const CREATE: &str = "
     CREATE TABLE delayed (ready_ms INTEGER, id BLOB, PRIMARY KEY (ready_ms, id)) STRICT, WITHOUT ROWID;
     CREATE TABLE leased (lease_until_ms INTEGER, id BLOB, PRIMARY KEY (lease_until_ms, id)) STRICT, WITHOUT ROWID;
     CREATE TABLE expiring (at_ms INTEGER, id BLOB, PRIMARY KEY (at_ms, id)) STRICT, WITHOUT ROWID;
-    CREATE TABLE webhooks (at_ms INTEGER, id BLOB, PRIMARY KEY (at_ms, id)) STRICT, WITHOUT ROWID;
+    CREATE TABLE tombstones (tenant TEXT, id BLOB, PRIMARY KEY (tenant, id)) STRICT, WITHOUT ROWID;
+    CREATE TABLE webhooks (
+        tenant TEXT, at_ms INTEGER, id BLOB, PRIMARY KEY (tenant, at_ms, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX webhooks_of_job ON webhooks (id);
     CREATE TABLE waiting (
-        tenant TEXT PRIMARY KEY, jobs INTEGER NOT NULL, bytes INTEGER NOT NULL
+        tenant TEXT PRIMARY KEY, jobs INTEGER NOT NULL, shards INTEGER NOT NULL, bytes INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE results (
         id BLOB PRIMARY KEY, status INTEGER NOT NULL, headers BLOB NOT NULL, body BLOB, body_blob BLOB,
@@ -50,18 +56,23 @@ const CREATE: &str = "
         input BLOB NOT NULL, of_blobs INTEGER NOT NULL, lines INTEGER NOT NULL, shards INTEGER NOT NULL,
         done_lines INTEGER NOT NULL,
         done_shards INTEGER NOT NULL, failed_lines INTEGER NOT NULL, state INTEGER NOT NULL,
-        created_ms INTEGER NOT NULL, finished_ms INTEGER, expires_ms INTEGER
+        created_ms INTEGER NOT NULL, finished_ms INTEGER, expires_ms INTEGER,
+        bytes INTEGER NOT NULL, cancelling INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX batches_of_tenant ON batches (tenant, id);
+    CREATE INDEX batches_expiring ON batches (expires_ms) WHERE expires_ms IS NOT NULL;
+    CREATE INDEX batches_cancelling ON batches (id) WHERE cancelling = 1;
     CREATE TABLE shards (
         batch BLOB, first_line INTEGER, lines INTEGER NOT NULL, offset INTEGER NOT NULL, bytes INTEGER NOT NULL,
-        job BLOB NOT NULL, done INTEGER NOT NULL, failed INTEGER NOT NULL, output BLOB,
-        PRIMARY KEY (batch, first_line)
+        job BLOB NOT NULL, done INTEGER NOT NULL, answered INTEGER NOT NULL, failed INTEGER NOT NULL, output BLOB,
+        output_bytes INTEGER NOT NULL, PRIMARY KEY (batch, first_line)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX shards_of_job ON shards (job);
+    CREATE INDEX shards_open ON shards (batch, first_line) WHERE done = 0;
     CREATE TABLE blobs (
         tenant TEXT, digest BLOB, size INTEGER NOT NULL, expires_ms INTEGER NOT NULL, PRIMARY KEY (tenant, digest)
     ) STRICT, WITHOUT ROWID;
+    CREATE INDEX blobs_expiring ON blobs (expires_ms);
     INSERT INTO meta VALUES ('schema', 1);
 ";
 

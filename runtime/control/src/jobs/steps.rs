@@ -3,19 +3,27 @@
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 use sandpiper_domain::{
-    Again, Digest, End, Enqueued, JobError, JobId, JobResult, JobState, NewJob, TenantName,
+    Again, Digest, End, Enqueued, JobError, JobId, JobResult, JobState, Lane, NewJob, TenantName,
 };
 
 use super::{
-    batch, failed,
-    row::{self, Loaded, Place, digest_of, id_of, key, lane_number, state_number},
+    expiry::entomb,
+    failed,
+    row::{self, Place, digest_of, id_of, key, lane_number, state_number},
+    shards,
 };
 
 /// What remains of a job after its result is kept so long.
-const TOMBSTONE_MS: u64 = 7 * 24 * 3_600_000;
+pub(super) const TOMBSTONE_MS: u64 = 7 * 24 * 3_600_000;
 /// Rows that one command moves at most, so that no commit takes long.
 pub(super) const MOVED_MAX: i64 = 1_000;
 const WEBHOOK_DUE: i64 = 1;
+/// What a request or a result counts beyond its own bytes, so that empty ones are bounded too.
+const ROW_BYTES: i64 = 256;
+
+/// Why a result was not kept.
+pub(super) const RESULT_QUOTA: &str = "result_quota: the requests and results of the tenant take as many bytes as \
+    they may; delete results, then send the job on its way again";
 
 /// Bytes in the row, or the blob that holds them.
 #[derive(Debug, Clone)]
@@ -32,7 +40,7 @@ impl Kept {
         }
     }
 
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         match self {
             Kept::Inline(bytes) => bytes.len() as u64,
             Kept::Blob(_, size) => *size,
@@ -121,14 +129,14 @@ pub(super) fn insert(connection: &Connection, job: &NewJob, body: &Kept, now_ms:
         crashes: 0,
         lease: 0,
         lease_until_ms: 0,
-        result_ttl_ms: job.result_ttl_ms,
         webhook: job.webhook.is_some(),
     };
     run(
         connection,
         "INSERT INTO jobs (id, tenant, function, selector, state, lane, priority, created_ms, ready_ms, deadline_ms, \
          attempts, attempts_max, crashes, lease, lease_until_ms, timeout_ms, result_ttl_ms, webhook, webhook_state, \
-         webhook_attempts) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?9, 0, ?10, 0, 0, 0, ?11, ?12, ?13, 0, 0)",
+         webhook_attempts, within_ms) \
+         VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?9, 0, ?10, 0, 0, 0, ?11, ?12, ?13, 0, 0, ?14)",
         params![
             key(job.id),
             job.tenant.as_str(),
@@ -143,18 +151,20 @@ pub(super) fn insert(connection: &Connection, job: &NewJob, body: &Kept, now_ms:
             job.timeout_ms.cast_signed(),
             job.result_ttl_ms.cast_signed(),
             job.webhook,
+            job.deadline_ms.saturating_sub(job.ready_ms).cast_signed(),
         ],
     )?;
     let (bytes, blob) = body.columns();
     let request = row::request_text(&job.request);
-    let size = request.len() as i64 + body.size().cast_signed();
+    let size = ROW_BYTES + request.len() as i64 + body.size().cast_signed();
     run(
         connection,
         "INSERT INTO payloads VALUES (?1, ?2, ?3, ?4, ?5)",
         params![key(job.id), request, bytes, blob, size],
     )?;
     into_list(connection, &place, now_ms)?;
-    add_held(connection, &job.tenant, 1, size)
+    add_waiting(connection, &job.tenant, job.lane, 1)?;
+    add_bytes(connection, &job.tenant, size)
 }
 
 /// How many jobs of a tenant wait, and the bytes of its requests and results.
@@ -169,39 +179,73 @@ pub(super) fn held_by(connection: &Connection, tenant: &TenantName) -> Done<(u64
     Ok((jobs.max(0).cast_unsigned(), bytes.max(0).cast_unsigned()))
 }
 
-pub(super) fn add_waiting(connection: &Connection, tenant: &TenantName, jobs: i64) -> Done<()> {
-    add_held(connection, tenant, jobs, 0)
+/// Counts jobs of a lane that wait, or wait no more.
+pub(super) fn add_waiting(
+    connection: &Connection,
+    tenant: &TenantName,
+    lane: Lane,
+    jobs: i64,
+) -> Done<()> {
+    let shards = if lane == Lane::Batch { jobs } else { 0 };
+    add_held(connection, tenant, jobs, shards, 0)
 }
 
-fn add_held(connection: &Connection, tenant: &TenantName, jobs: i64, bytes: i64) -> Done<()> {
+/// Counts bytes that a tenant keeps, or keeps no more.
+pub(super) fn add_bytes(connection: &Connection, tenant: &TenantName, bytes: i64) -> Done<()> {
+    add_held(connection, tenant, 0, 0, bytes)
+}
+
+fn add_held(
+    connection: &Connection,
+    tenant: &TenantName,
+    jobs: i64,
+    shards: i64,
+    bytes: i64,
+) -> Done<()> {
     run(
         connection,
-        "INSERT INTO waiting VALUES (?1, ?2, ?3) ON CONFLICT (tenant) \
-         DO UPDATE SET jobs = jobs + excluded.jobs, bytes = bytes + excluded.bytes",
-        params![tenant.as_str(), jobs, bytes],
+        "INSERT INTO waiting VALUES (?1, ?2, ?3, ?4) ON CONFLICT (tenant) \
+         DO UPDATE SET jobs = jobs + excluded.jobs, shards = shards + excluded.shards, \
+         bytes = bytes + excluded.bytes",
+        params![tenant.as_str(), jobs, shards, bytes],
     )
     .map(drop)
 }
 
-/// Drops what a job was asked or answered, and with it the tenant's bytes. `table` is `payloads` or `results`.
+/// What a job carries.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Carried {
+    Payload,
+    Result,
+}
+
+/// Drops what a job was asked or answered, and with it the tenant's bytes.
 pub(super) fn drop_bytes(
     connection: &Connection,
-    table: &'static str,
+    carried: Carried,
     tenant: &TenantName,
     id: JobId,
 ) -> Done<()> {
-    let sql = format!("DELETE FROM {table} WHERE id = ?1 RETURNING size");
-    let size: Option<i64> = connection
-        .prepare_cached(&sql)
-        .and_then(|mut s| s.query_row(params![key(id)], |row| row.get(0)).optional())
-        .map_err(failed)?;
-    match size {
-        Some(size) => add_held(connection, tenant, 0, -size),
-        None => Ok(()),
+    match take_bytes(connection, carried, id)? {
+        0 => Ok(()),
+        size => add_bytes(connection, tenant, -size),
     }
 }
 
-fn into_list(connection: &Connection, place: &Place, now_ms: u64) -> Done<()> {
+/// Drops what a job was asked or answered; gives how many bytes that were.
+fn take_bytes(connection: &Connection, carried: Carried, id: JobId) -> Done<i64> {
+    let sql = match carried {
+        Carried::Payload => "DELETE FROM payloads WHERE id = ?1 RETURNING size",
+        Carried::Result => "DELETE FROM results WHERE id = ?1 RETURNING size",
+    };
+    let size: Option<i64> = connection
+        .prepare_cached(sql)
+        .and_then(|mut s| s.query_row(params![key(id)], |row| row.get(0)).optional())
+        .map_err(failed)?;
+    Ok(size.unwrap_or(0))
+}
+
+pub(super) fn into_list(connection: &Connection, place: &Place, now_ms: u64) -> Done<()> {
     let (ready, id) = (place.ready_ms.cast_signed(), key(place.id));
     match place.ready_ms > now_ms {
         true => run(connection, "INSERT INTO delayed VALUES (?1, ?2)", params![ready, id]),
@@ -224,23 +268,8 @@ pub(super) fn out_of_list(connection: &Connection, place: &Place) -> Done<()> {
     Ok(())
 }
 
-/// Moves what has become due to the ready ones, and takes back the leases that ran out.
-pub(super) fn promote(connection: &Connection, now_ms: u64) -> Done<()> {
-    let due = "SELECT id FROM delayed WHERE ready_ms <= ?1 ORDER BY ready_ms LIMIT ?2";
-    for id in ids(connection, due, params![now_ms.cast_signed(), MOVED_MAX])? {
-        let Some(place) = Place::load(connection, id)? else { continue };
-        out_of_list(connection, &place)?;
-        into_list(connection, &place, now_ms)?;
-    }
-    let late = "SELECT id FROM leased WHERE lease_until_ms <= ?1 ORDER BY lease_until_ms LIMIT ?2";
-    for id in ids(connection, late, params![now_ms.cast_signed(), MOVED_MAX])? {
-        give_back(connection, id, now_ms, false, "the attempt did not end in time")?;
-    }
-    Ok(())
-}
-
 /// Takes the lease of a job away and lets it run again, unless it has had all its attempts.
-fn give_back(
+pub(super) fn give_back(
     connection: &Connection,
     id: JobId,
     now_ms: u64,
@@ -253,7 +282,7 @@ fn give_back(
         place.crashes += 1;
     }
     if place.attempts >= place.attempts_max {
-        return finish(connection, &place, JobState::Dead, Some(why), None, now_ms);
+        return finish(connection, &place, JobState::Dead, Some(why), now_ms);
     }
     place.ready_ms = now_ms;
     again(connection, &place, Some(why), now_ms)
@@ -279,31 +308,32 @@ pub(super) fn again(
         params![key(place.id), place.attempts, place.crashes, place.ready_ms.cast_signed(), error],
     )?;
     into_list(connection, place, now_ms)?;
-    add_waiting(connection, &place.tenant, 1)
+    add_waiting(connection, &place.tenant, place.lane, 1)
 }
 
-/// The end of a job that is in no list any more.
+/// The end without a result of a job that is in no list any more.
 pub(super) fn finish(
     connection: &Connection,
     place: &Place,
     state: JobState,
     error: Option<&str>,
-    version: Option<u32>,
     now_ms: u64,
 ) -> Done<()> {
-    let kept = if state == JobState::Done { place.result_ttl_ms } else { TOMBSTONE_MS };
+    let kept = match (state, place.lane) {
+        (JobState::Cancelled, Lane::Batch) => 0,
+        _ => TOMBSTONE_MS,
+    };
     let expires = now_ms.saturating_add(kept).cast_signed();
     let told = place.webhook && state != JobState::Cancelled;
     run(
         connection,
-        "UPDATE jobs SET state = ?2, crashes = ?3, error = ?4, version = ?5, finished_ms = ?6, expires_ms = ?7, \
-         webhook_state = ?8, lease = 0, lease_until_ms = 0 WHERE id = ?1",
+        "UPDATE jobs SET state = ?2, crashes = ?3, error = ?4, finished_ms = ?5, expires_ms = ?6, webhook_state = ?7, \
+         lease = 0, lease_until_ms = 0 WHERE id = ?1",
         params![
             key(place.id),
             state_number(state),
             place.crashes,
             error,
-            version,
             now_ms.cast_signed(),
             expires,
             if told { WEBHOOK_DUE } else { 0 },
@@ -315,52 +345,17 @@ pub(super) fn finish(
         params![expires, key(place.id)],
     )?;
     if told {
-        let due = params![now_ms.cast_signed(), key(place.id)];
-        run(connection, "INSERT OR REPLACE INTO webhooks VALUES (?1, ?2)", due)?;
+        let due = params![place.tenant.as_str(), now_ms.cast_signed(), key(place.id)];
+        run(connection, "INSERT OR REPLACE INTO webhooks VALUES (?1, ?2, ?3)", due)?;
+    }
+    if state == JobState::Cancelled && place.lane != Lane::Batch {
+        entomb(connection, &place.tenant, place.id)?;
     }
     // A dead job may be sent on its way again, and needs its request for that.
     match state {
-        JobState::Dead => batch::given_up(connection, place, now_ms),
-        _ => drop_bytes(connection, "payloads", &place.tenant, place.id),
+        JobState::Dead => shards::given_up(connection, place, now_ms),
+        _ => drop_bytes(connection, Carried::Payload, &place.tenant, place.id),
     }
-}
-
-/// The next ready jobs of one list, their attempts counted.
-pub(super) fn lease(
-    connection: &Connection,
-    tenant: &TenantName,
-    list: i64,
-    count: usize,
-    now_ms: u64,
-    until_ms: u64,
-) -> Done<Vec<(Loaded, u64)>> {
-    let heads =
-        "SELECT id FROM ready WHERE tenant = ?1 AND lane = ?2 ORDER BY rank, ready_ms, id LIMIT ?3";
-    let mut leases = Vec::new();
-    for id in ids(connection, heads, params![tenant.as_str(), list, (count as i64).min(MOVED_MAX)])?
-    {
-        let Some(mut place) = Place::load(connection, id)? else { continue };
-        out_of_list(connection, &place)?;
-        add_waiting(connection, tenant, -1)?;
-        let mut loaded = row::load(connection, id)?;
-        if loaded.job.deadline_ms <= now_ms {
-            let why = "it could not be run before its deadline";
-            finish(connection, &place, JobState::Dead, Some(why), None, now_ms)?;
-            continue;
-        }
-        place.attempts += 1;
-        loaded.attempts += 1;
-        let token = rand::random::<u64>() >> 1;
-        run(
-            connection,
-            "UPDATE jobs SET state = 1, attempts = ?2, lease = ?3, lease_until_ms = ?4 WHERE id = ?1",
-            params![key(id), place.attempts, token.cast_signed(), until_ms.cast_signed()],
-        )?;
-        let leased = params![until_ms.cast_signed(), key(id)];
-        run(connection, "INSERT INTO leased VALUES (?1, ?2)", leased)?;
-        leases.push((loaded, token));
-    }
-    Ok(leases)
 }
 
 /// The job, if the lease is still this one.
@@ -370,38 +365,81 @@ pub(super) fn held(connection: &Connection, id: JobId, token: u64) -> Done<Place
     is_held.then_some(place).ok_or(JobError::LeaseLost)
 }
 
-/// The end of a leased job. `result` is the one of `End::Done`, kept.
+/// The end of a leased job. `result` is the one of `End::Done`, kept, unless the tenant would then keep more than
+/// `bytes_max`.
 pub(super) fn ack(
     connection: &Connection,
     id: JobId,
     token: u64,
     end: &End,
     result: Option<&Kept>,
+    bytes_max: u64,
     now_ms: u64,
 ) -> Done<()> {
-    let place = held(connection, id, token)?;
-    unlease(connection, &place)?;
     match (end, result) {
-        (End::Done(answer), Some(kept)) => {
-            let JobResult { status, headers, version, .. } = answer;
-            let (bytes, blob) = kept.columns();
-            let headers = row::headers_text(headers);
-            let size = headers.len() as i64 + kept.size().cast_signed();
-            run(
-                connection,
-                "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![key(id), status, headers, bytes, blob, size],
-            )?;
-            add_held(connection, &place.tenant, 0, size)?;
-            finish(connection, &place, JobState::Done, None, Some(*version), now_ms)
-        }
-        (End::Done(answer), None) => {
-            finish(connection, &place, JobState::Done, None, Some(answer.version), now_ms)
+        (End::Done(answer), kept) => {
+            answered(connection, id, token, (answer, kept), bytes_max, now_ms)
         }
         (End::Dead { error }, _) => {
-            finish(connection, &place, JobState::Dead, Some(error), None, now_ms)
+            let place = held(connection, id, token)?;
+            unlease(connection, &place)?;
+            finish(connection, &place, JobState::Dead, Some(error), now_ms)
         }
     }
+}
+
+/// What [`held`], [`unlease`] and [`finish`] do, in half as many statements: it is the end of most jobs.
+fn answered(
+    connection: &Connection,
+    id: JobId,
+    token: u64,
+    (answer, kept): (&JobResult, Option<&Kept>),
+    bytes_max: u64,
+    now_ms: u64,
+) -> Done<()> {
+    let JobResult { status, headers, version, .. } = answer;
+    let ended = params![key(id), token.cast_signed(), version, now_ms.cast_signed(), WEBHOOK_DUE];
+    let ended: Option<(String, i64, i64, bool)> = connection
+        .prepare_cached(
+            "UPDATE jobs SET state = 2, error = NULL, version = ?3, finished_ms = ?4, expires_ms = ?4 + result_ttl_ms, \
+             webhook_state = CASE WHEN webhook IS NULL THEN 0 ELSE ?5 END, lease = 0 \
+             WHERE id = ?1 AND state = 1 AND lease = ?2 \
+             RETURNING tenant, lease_until_ms, expires_ms, webhook IS NOT NULL",
+        )
+        .and_then(|mut statement| {
+            let read = |row: &rusqlite::Row<'_>| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            };
+            statement.query_row(ended, read).optional()
+        })
+        .map_err(failed)?;
+    let (tenant, until, expires, is_told) = ended.ok_or(JobError::LeaseLost)?;
+    let tenant: TenantName = tenant.parse().map_err(|_| row::damaged("a name"))?;
+    let leased = "DELETE FROM leased WHERE lease_until_ms = ?1 AND id = ?2";
+    run(connection, leased, params![until, key(id)])?;
+    let mut added = 0;
+    if let Some(kept) = kept {
+        let (bytes, blob) = kept.columns();
+        let headers = row::headers_text(headers);
+        added = ROW_BYTES + headers.len() as i64 + kept.size().cast_signed();
+        if held_by(connection, &tenant)?.1 + added.cast_unsigned() > bytes_max {
+            let place = Place::load(connection, id)?.ok_or(JobError::LeaseLost)?;
+            return finish(connection, &place, JobState::Dead, Some(RESULT_QUOTA), now_ms);
+        }
+        run(
+            connection,
+            "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![key(id), status, headers, bytes, blob, added],
+        )?;
+    }
+    let expiring = "INSERT OR REPLACE INTO expiring VALUES (?1, ?2)";
+    run(connection, expiring, params![expires, key(id)])?;
+    if is_told {
+        let due = params![tenant.as_str(), now_ms.cast_signed(), key(id)];
+        run(connection, "INSERT OR REPLACE INTO webhooks VALUES (?1, ?2, ?3)", due)?;
+    }
+    let taken = take_bytes(connection, Carried::Payload, id)?;
+    add_bytes(connection, &tenant, added - taken)
 }
 
 pub(super) fn nack(
@@ -417,7 +455,7 @@ pub(super) fn nack(
         place.attempts = place.attempts.saturating_sub(1);
     }
     if place.attempts >= place.attempts_max {
-        return finish(connection, &place, JobState::Dead, Some(&back.error), None, now_ms);
+        return finish(connection, &place, JobState::Dead, Some(&back.error), now_ms);
     }
     place.ready_ms = back.not_before_ms;
     again(connection, &place, Some(&back.error), now_ms)
@@ -432,45 +470,11 @@ pub(super) fn extend(connection: &Connection, id: JobId, token: u64, until_ms: u
 }
 
 pub(super) fn reclaim(connection: &Connection, now_ms: u64, crashed: bool) -> Done<usize> {
+    if crashed {
+        shards::drop_unfinished(connection, now_ms)?;
+    }
     let all = ids(connection, "SELECT id FROM leased", [])?;
     let why = "the server ended while it ran";
     all.iter().try_for_each(|id| give_back(connection, *id, now_ms, crashed, why))?;
     Ok(all.len())
-}
-
-/// Drops results and jobs whose time is over; gives how many rows were looked at.
-pub(super) fn expire(connection: &Connection, now_ms: u64) -> Done<usize> {
-    let now = now_ms.cast_signed();
-    let due = "SELECT id FROM expiring WHERE at_ms <= ?1 ORDER BY at_ms LIMIT ?2";
-    let due = ids(connection, due, params![now, MOVED_MAX])?;
-    for id in &due {
-        let at_id = params![now, key(*id)];
-        run(connection, "DELETE FROM expiring WHERE at_ms <= ?1 AND id = ?2", at_id)?;
-        let found: Option<(String, Option<i64>)> = connection
-            .prepare_cached("SELECT tenant, expires_ms FROM jobs WHERE id = ?1")
-            .and_then(|mut s| {
-                s.query_row(params![key(*id)], |row| Ok((row.get(0)?, row.get(1)?))).optional()
-            })
-            .map_err(failed)?;
-        // A job that was sent on its way again has another time, or none yet.
-        let Some((tenant, Some(expires))) = found.filter(|found| found.1 <= Some(now)) else {
-            continue;
-        };
-        let tenant = tenant.parse().map_err(|_| row::damaged("a name"))?;
-        drop_bytes(connection, "results", &tenant, *id)?;
-        let gone = expires.saturating_add(TOMBSTONE_MS.cast_signed());
-        if gone > now {
-            run(
-                connection,
-                "INSERT OR REPLACE INTO expiring VALUES (?1, ?2)",
-                params![gone, key(*id)],
-            )?;
-            continue;
-        }
-        drop_bytes(connection, "payloads", &tenant, *id)?;
-        for table in ["webhooks", "idempotency", "jobs"] {
-            run(connection, &format!("DELETE FROM {table} WHERE id = ?1"), params![key(*id)])?;
-        }
-    }
-    Ok(due.len())
 }

@@ -4,8 +4,9 @@
 //! returned it is there whole, and before that it is not there at all.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -28,21 +29,30 @@ pub struct FolderBlobs {
 }
 
 impl FolderBlobs {
-    /// Opens a folder that exists and clears away what a crash left half-written.
+    /// Opens a folder that exists and clears away what a crash left half-written. What another process still writes,
+    /// which this one is to follow, stays.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
         for entry in fs::read_dir(&path)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                fs::remove_file(entry.path())?;
+                clear_away(&entry.path())?;
             }
         }
         Ok(FolderBlobs { path, broken: AtomicBool::new(false) })
     }
 
-    /// A file for bytes that come bit by bit; [`FolderBlobs::keep`] makes a blob of it.
+    /// A file for bytes that come bit by bit; [`FolderBlobs::keep`] makes a blob of it. It is locked, which tells
+    /// others that somebody writes it.
     pub fn temporary(&self) -> io::Result<tempfile::NamedTempFile> {
-        tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.path)
+        loop {
+            let file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.path)?;
+            file.as_file().lock()?;
+            // A process that cleared up may have come first.
+            if file.as_file().metadata()?.nlink() > 0 {
+                return Ok(file);
+            }
+        }
     }
 
     /// Makes a blob of a file whose bytes have this digest.
@@ -70,7 +80,7 @@ impl FolderBlobs {
     }
 
     fn write(&self, bytes: &[u8], place: &Path) -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.path)?;
+        let mut file = self.temporary()?;
         file.write_all(bytes)?;
         self.sync(file.as_file().sync_all())?;
         file.persist(place)?;
@@ -142,6 +152,20 @@ impl BlobStore for FolderBlobs {
     }
 }
 
+/// Deletes a temporary file that nobody writes any more.
+fn clear_away(path: &Path) -> io::Result<()> {
+    let cleared = File::open(path).and_then(|file| match file.try_lock() {
+        Ok(()) => fs::remove_file(path),
+        Err(TryLockError::WouldBlock) => Ok(()),
+        Err(TryLockError::Error(error)) => Err(error),
+    });
+    match cleared {
+        // Its writer was done with it meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        cleared => cleared,
+    }
+}
+
 fn is_whole(place: &Path, length: usize, digest: &Digest) -> io::Result<bool> {
     let mut file = match File::open(place) {
         Ok(file) => file,
@@ -199,6 +223,42 @@ mod tests {
         let blobs = FolderBlobs::open(home.path()).unwrap();
         assert_eq!(files(home.path()), 1);
         assert_eq!(blobs.list().unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_being_written_is_left_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let blobs = FolderBlobs::open(home.path()).unwrap();
+        let mut file = blobs.temporary().unwrap();
+        file.write_all(b"abc").unwrap();
+        FolderBlobs::open(home.path()).unwrap();
+        let digest = Digest(Sha256::digest(b"abc").into());
+        blobs.keep(file, &digest).unwrap();
+        assert_eq!(blobs.get(&digest).unwrap().unwrap(), "abc");
+        // Whoever ended without a word holds no lock.
+        let (_, left) = blobs.temporary().unwrap().keep().unwrap();
+        FolderBlobs::open(home.path()).unwrap();
+        assert!(!left.exists());
+        assert_eq!(blobs.list().unwrap(), [digest]);
+    }
+
+    #[test]
+    fn many_may_come_and_go_while_others_write() {
+        let home = tempfile::tempdir().unwrap();
+        let blobs = FolderBlobs::open(home.path()).unwrap();
+        std::thread::scope(|scope| {
+            let writes = (0..4).map(|thread: u8| {
+                let blobs = &blobs;
+                scope.spawn(move || {
+                    (0..50).for_each(|number| _ = blobs.put(&[thread, number]).unwrap());
+                })
+            });
+            let writes: Vec<_> = writes.collect();
+            while writes.iter().any(|write| !write.is_finished()) {
+                FolderBlobs::open(home.path()).unwrap();
+            }
+        });
+        assert_eq!(files(home.path()), 200);
     }
 
     #[test]

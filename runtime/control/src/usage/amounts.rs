@@ -1,6 +1,9 @@
 //! What is counted.
 
-use std::ops::{AddAssign, Index, IndexMut};
+use std::{
+    ops::{AddAssign, Index, IndexMut},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// One thing that is counted, in the unit in its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +16,7 @@ pub enum Counted {
     GuestCpuUs,
     /// CPU time of guests while they were made ready.
     StartCpuUs,
-    /// The most memory of each sandbox, times how long it lived.
+    /// The most memory of each start and each invocation, and what is kept ready, times how long it was held.
     MemoryMibMs,
     /// Time of inference.
     InferenceUs,
@@ -88,5 +91,40 @@ impl AddAssign for Amounts {
         for (sum, more) in self.0.iter_mut().zip(other.0) {
             *sum = sum.saturating_add(more);
         }
+    }
+}
+
+/// Sums that many threads add to.
+#[derive(Debug, Default)]
+pub(super) struct Sums([AtomicU64; Counted::ALL.len()]);
+
+impl Sums {
+    pub(super) fn add(&self, amounts: &Amounts) {
+        for (sum, more) in self.0.iter().zip(amounts.0) {
+            if more > 0 {
+                sum.fetch_add(more, Relaxed);
+            }
+        }
+    }
+
+    /// Takes away what was added before.
+    pub(super) fn subtract(&self, amounts: &Amounts) {
+        for (sum, less) in self.0.iter().zip(amounts.0) {
+            if less > 0 {
+                sum.fetch_sub(less, Relaxed);
+            }
+        }
+    }
+
+    pub(super) fn read(&self) -> Amounts {
+        Amounts(self.0.each_ref().map(|sum| sum.load(Relaxed)))
+    }
+
+    /// Reads and sets to nothing; each addition is read once.
+    pub(super) fn take(&self) -> Amounts {
+        Amounts(self.0.each_ref().map(|sum| match sum.load(Relaxed) {
+            0 => 0,
+            _ => sum.swap(0, Relaxed),
+        }))
     }
 }

@@ -2,13 +2,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering::Relaxed},
+    },
 };
 
 use sandpiper_domain::Budget;
 use time::OffsetDateTime;
 
-use super::{Amounts, Counted, Month, Row};
+use super::{Amounts, Counted, Month, Row, amounts::Sums};
 
 /// Functions that a tenant's ledger names before they are written; the rest share [`OTHERS`], or one who makes and
 /// deletes functions all day could make it long.
@@ -17,7 +20,16 @@ const NAMES_MAX: usize = 1_000;
 const OTHERS: &str = "(others)";
 
 /// What a tenant has used, and what it may use.
+///
+/// What is billed for a request goes to its function's [`Tally`], without a lock. A tally is emptied under the lock,
+/// each time that what is new is written and when a month ends.
 pub struct Ledger {
+    /// Of the month, new: what `fresh` and the tallies hold together. Added to before a tally and taken from after it,
+    /// so that it is never short of them.
+    total: Sums,
+    /// When the month ends, in seconds since 1970.
+    month_ends: AtomicI64,
+    has_own_budget: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -27,13 +39,17 @@ struct State {
     stored: Amounts,
     /// Of the month, on its way there.
     in_flight: Amounts,
-    /// Of the month, new.
-    total: Amounts,
+    /// Of the month, new, and in no tally.
     fresh: HashMap<Arc<str>, Amounts>,
+    tallies: HashMap<Arc<str>, Arc<Tally>>,
     /// Of the month before, new when it ended.
     late: Vec<Row>,
     own_budget: Option<Budget>,
 }
+
+/// What one function has used and what is not written yet.
+#[derive(Debug, Default)]
+pub struct Tally(Sums);
 
 /// Which part of a budget is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +67,17 @@ impl Ledger {
             month,
             stored,
             in_flight: Amounts::default(),
-            total: Amounts::default(),
             fresh: HashMap::new(),
+            tallies: HashMap::new(),
             late: Vec::new(),
             own_budget: None,
         };
-        Ledger { state: Mutex::new(state) }
+        Ledger {
+            total: Sums::default(),
+            month_ends: AtomicI64::new(month.end().unix_timestamp()),
+            has_own_budget: AtomicBool::new(false),
+            state: Mutex::new(state),
+        }
     }
 
     fn lock(&self, now: OffsetDateTime) -> MutexGuard<'_, State> {
@@ -64,7 +85,7 @@ impl Ledger {
         let month = Month::of(now);
         // A clock that was set back does not open the last month again.
         if month > state.month {
-            state.turn(month);
+            self.turn(&mut state, month);
         }
         state
     }
@@ -73,21 +94,47 @@ impl Ledger {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The tally of a function, for whoever bills it often. It is kept as long as somebody holds it.
+    pub fn tally(&self, function: &str) -> Arc<Tally> {
+        let mut state = self.state();
+        if let Some(tally) = state.tallies.get(function) {
+            return tally.clone();
+        }
+        let tally = Arc::<Tally>::default();
+        state.tallies.insert(function.into(), tally.clone());
+        tally
+    }
+
+    /// Adds to a tally of this ledger. The time is in seconds since 1970. What is added while a month ends may count in
+    /// either month, and counts once.
+    pub fn add_to(&self, tally: &Tally, amounts: &Amounts, now_s: i64) {
+        if now_s >= self.month_ends.load(Relaxed)
+            && let Ok(now) = OffsetDateTime::from_unix_timestamp(now_s)
+        {
+            drop(self.lock(now));
+        }
+        self.total.add(amounts);
+        tally.0.add(amounts);
+    }
+
     /// Adds to the account of a function, `""` for none.
     pub fn add(&self, function: &str, amounts: Amounts, now: OffsetDateTime) {
         let mut state = self.lock(now);
-        state.total += amounts;
-        if let Some(sum) = state.fresh.get_mut(function) {
-            *sum += amounts;
-            return;
-        }
-        let name = if state.fresh.len() < NAMES_MAX { function } else { OTHERS };
-        *state.fresh.entry(name.into()).or_default() += amounts;
+        self.total.add(&amounts);
+        state.add(function, amounts);
     }
 
     /// What the month's uses add up to.
     pub fn used(&self, now: OffsetDateTime) -> Amounts {
-        self.lock(now).sum()
+        let state = self.lock(now);
+        self.sum(&state)
+    }
+
+    fn sum(&self, state: &State) -> Amounts {
+        let mut sum = state.stored;
+        sum += state.in_flight;
+        sum += self.total.read();
+        sum
     }
 
     /// The budget in force: its own, or its tier's.
@@ -101,18 +148,25 @@ impl Ledger {
     }
 
     pub(super) fn set_own_budget(&self, budget: Option<Budget>) {
-        self.state().own_budget = budget;
+        let mut state = self.state();
+        state.own_budget = budget;
+        self.has_own_budget.store(budget.is_some(), Relaxed);
+    }
+
+    /// Whether there may be a budget to check.
+    pub fn is_limited(&self, of_tier: &Budget) -> bool {
+        *of_tier != Budget::default() || self.has_own_budget.load(Relaxed)
     }
 
     /// Fails when a part of the budget is used up. What is under way is not counted yet, so that it may be passed by
     /// what runs at once.
     pub fn check(&self, of_tier: Budget, now: OffsetDateTime) -> Result<(), Spent> {
-        let state = self.lock(now);
-        let budget = state.own_budget.unwrap_or(of_tier);
-        if budget == Budget::default() {
+        if !self.is_limited(&of_tier) {
             return Ok(());
         }
-        let used = state.sum();
+        let state = self.lock(now);
+        let budget = state.own_budget.unwrap_or(of_tier);
+        let used = self.sum(&state);
         for (limit, most, used) in parts(&budget, &used) {
             if most.is_some_and(|most| used >= most) {
                 return Err(Spent { limit, renewed_at: state.month.end() });
@@ -125,8 +179,12 @@ impl Ledger {
     pub(super) fn take(&self, now: OffsetDateTime) -> Vec<Row> {
         let mut state = self.lock(now);
         let mut rows = std::mem::take(&mut state.late);
-        rows.append(&mut state.drain());
-        state.in_flight = std::mem::take(&mut state.total);
+        let fresh = self.drain(&mut state);
+        state.in_flight = Amounts::default();
+        for row in &fresh {
+            state.in_flight += row.amounts;
+        }
+        rows.extend(fresh);
         rows
     }
 
@@ -135,7 +193,7 @@ impl Ledger {
         state.in_flight = Amounts::default();
         for row in rows {
             if row.month == state.month {
-                state.total += row.amounts;
+                self.total.add(&row.amounts);
                 *state.fresh.entry(row.function).or_default() += row.amounts;
             } else {
                 state.late(row);
@@ -156,47 +214,71 @@ impl Ledger {
         }
     }
 
-    /// What is new of a month.
+    /// What is new of a month; a function may have two rows.
     pub(super) fn peek(&self, month: Month) -> Vec<Row> {
         let state = self.state();
-        let late = state.late.iter().filter(|row| row.month == month).cloned();
-        let fresh = state.fresh.iter().filter(|_| state.month == month);
-        let fresh = fresh.map(|(function, amounts)| Row {
-            month,
-            function: function.clone(),
-            amounts: *amounts,
-        });
-        late.chain(fresh).collect()
+        let mut rows: Vec<Row> =
+            state.late.iter().filter(|row| row.month == month).cloned().collect();
+        if state.month == month {
+            let fresh = state.fresh.iter().map(|(function, amounts)| (function, *amounts));
+            let tallied = state.tallies.iter().map(|(function, tally)| (function, tally.0.read()));
+            let new = fresh.chain(tallied).filter(|(_, amounts)| !amounts.is_zero());
+            rows.extend(new.map(|(function, amounts)| {
+                let function = function.clone();
+                Row { month, function, amounts }
+            }));
+        }
+        rows
     }
 
     pub(super) fn is_clean(&self) -> bool {
         let state = self.state();
-        state.fresh.is_empty() && state.late.is_empty() && state.in_flight.is_zero()
+        let is_written = state.tallies.values().all(|tally| tally.0.read().is_zero());
+        is_written && state.fresh.is_empty() && state.late.is_empty() && state.in_flight.is_zero()
+    }
+
+    /// Takes all that is new of the month.
+    fn drain(&self, state: &mut State) -> Vec<Row> {
+        let mut tallied = Vec::new();
+        state.tallies.retain(|function, tally| {
+            let amounts = tally.0.take();
+            if !amounts.is_zero() {
+                tallied.push((function.clone(), amounts));
+            }
+            // What the last one to hold it has added must not go with it.
+            Arc::get_mut(tally).is_none_or(|tally| !tally.0.read().is_zero())
+        });
+        for (function, amounts) in tallied {
+            state.add(&function, amounts);
+        }
+        let month = state.month;
+        let row = |(function, amounts)| Row { month, function, amounts };
+        let rows: Vec<Row> = state.fresh.drain().map(row).collect();
+        for row in &rows {
+            self.total.subtract(&row.amounts);
+        }
+        rows
+    }
+
+    fn turn(&self, state: &mut State, month: Month) {
+        for row in self.drain(state) {
+            state.late(row);
+        }
+        state.month = month;
+        state.stored = Amounts::default();
+        state.in_flight = Amounts::default();
+        self.month_ends.store(month.end().unix_timestamp(), Relaxed);
     }
 }
 
 impl State {
-    fn sum(&self) -> Amounts {
-        let mut sum = self.stored;
-        sum += self.in_flight;
-        sum += self.total;
-        sum
-    }
-
-    fn drain(&mut self) -> Vec<Row> {
-        let month = self.month;
-        let row = |(function, amounts)| Row { month, function, amounts };
-        self.fresh.drain().map(row).collect()
-    }
-
-    fn turn(&mut self, month: Month) {
-        for row in self.drain() {
-            self.late(row);
+    fn add(&mut self, function: &str, amounts: Amounts) {
+        if let Some(sum) = self.fresh.get_mut(function) {
+            *sum += amounts;
+            return;
         }
-        self.month = month;
-        self.stored = Amounts::default();
-        self.in_flight = Amounts::default();
-        self.total = Amounts::default();
+        let name = if self.fresh.len() < NAMES_MAX { function } else { OTHERS };
+        *self.fresh.entry(name.into()).or_default() += amounts;
     }
 
     fn late(&mut self, row: Row) {

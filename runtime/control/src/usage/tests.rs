@@ -136,6 +136,85 @@ fn what_could_not_be_written_is_kept() {
 }
 
 #[test]
+fn a_tally_is_counted_once_wherever_it_is_read() {
+    let home = tempfile::tempdir().unwrap();
+    let ledgers = Ledgers::open(&home.path().join("usage.db"), NOVEMBER).unwrap();
+    let ledger = ledgers.of(&owner("acme"), NOVEMBER);
+    let add = |tally: &Tally, count, now: OffsetDateTime| {
+        ledger.add_to(tally, &requests(count), now.unix_timestamp());
+    };
+    let tally = ledger.tally("hello");
+    for round in 1..=3 {
+        add(&tally, 2, NOVEMBER);
+        ledger.add("hello", requests(1), NOVEMBER);
+        assert_eq!(month(&ledgers, NOVEMBER), [("hello".to_owned(), 3 * round)]);
+        assert_eq!(ledger.used(NOVEMBER)[Counted::Requests], 3 * round);
+        ledgers.flush(NOVEMBER).unwrap();
+        assert_eq!(month(&ledgers, NOVEMBER), [("hello".to_owned(), 3 * round)]);
+        assert_eq!(ledger.used(NOVEMBER)[Counted::Requests], 3 * round);
+    }
+    // The month ends with something in the tally, and the first of the next month says so.
+    add(&tally, 5, NOVEMBER);
+    add(&tally, 7, DECEMBER);
+    assert_eq!(month(&ledgers, NOVEMBER), [("hello".to_owned(), 14)]);
+    assert_eq!(month(&ledgers, DECEMBER), [("hello".to_owned(), 7)]);
+    assert_eq!(ledger.used(DECEMBER)[Counted::Requests], 7);
+    let budget = Budget { requests: Some(7), ..Budget::default() };
+    assert!(ledger.check(budget, DECEMBER).is_err());
+    ledgers.flush(DECEMBER).unwrap();
+    assert_eq!(month(&ledgers, NOVEMBER), [("hello".to_owned(), 14)]);
+    // What its last holder leaves is not lost with it.
+    add(&tally, 1, DECEMBER);
+    drop(tally);
+    assert_eq!(month(&ledgers, DECEMBER), [("hello".to_owned(), 8)]);
+    ledgers.flush(DECEMBER).unwrap();
+    assert_eq!(month(&ledgers, DECEMBER), [("hello".to_owned(), 8)]);
+}
+
+#[test]
+fn many_threads_are_counted_exactly_while_it_is_written() {
+    let home = tempfile::tempdir().unwrap();
+    let ledgers = Ledgers::open(&home.path().join("usage.db"), NOVEMBER).unwrap();
+    let ledger = ledgers.of(&owner("acme"), NOVEMBER);
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let ledger = &ledger;
+            scope.spawn(move || {
+                for _ in 0..5_000 {
+                    let tally = ledger.tally(if number % 2 == 0 { "even" } else { "odd" });
+                    ledger.add_to(&tally, &requests(1), NOVEMBER.unix_timestamp());
+                }
+            });
+        }
+        for _ in 0..20 {
+            ledgers.flush(NOVEMBER).unwrap();
+            assert!(ledger.used(NOVEMBER)[Counted::Requests] <= 20_000);
+        }
+    });
+    let expected = vec![("even".to_owned(), 10_000), ("odd".to_owned(), 10_000)];
+    assert_eq!(month(&ledgers, NOVEMBER), expected);
+    assert_eq!(ledger.used(NOVEMBER)[Counted::Requests], 20_000);
+    ledgers.flush(NOVEMBER).unwrap();
+    assert_eq!(month(&ledgers, NOVEMBER), expected);
+}
+
+#[test]
+fn a_tenant_that_is_gone_is_billed_for_what_ends_after_it() {
+    let home = tempfile::tempdir().unwrap();
+    let ledgers = Ledgers::open(&home.path().join("usage.db"), NOVEMBER).unwrap();
+    let ledger = ledgers.of(&owner("acme"), NOVEMBER);
+    let tally = ledger.tally("hello");
+    ledgers.retain(|_| false);
+    ledger.add_to(&tally, &requests(1), NOVEMBER.unix_timestamp());
+    drop((ledger, tally));
+    ledgers.retain(|_| false);
+    ledgers.flush(NOVEMBER).unwrap();
+    assert_eq!(month(&ledgers, NOVEMBER), [("hello".to_owned(), 1)]);
+    ledgers.retain(|_| false);
+    assert_eq!(month(&ledgers, NOVEMBER), [("hello".to_owned(), 1)]);
+}
+
+#[test]
 fn a_tenant_of_many_names_makes_no_long_ledger() {
     let ledger = Ledger::new(Month::of(NOVEMBER), Amounts::default());
     for number in 0..3_000 {

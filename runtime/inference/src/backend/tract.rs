@@ -7,6 +7,7 @@ mod audit;
 mod batch;
 mod convert;
 mod demand;
+mod edges;
 mod explain;
 mod fact;
 mod fold;
@@ -26,8 +27,10 @@ use sandpiper_domain::{InferenceError, NamedTensor, TenantName, Tensor};
 use tract_onnx::prelude::{TVec, Tensor as TractTensor};
 
 use batch::with_rows;
+use edges::Edges;
 pub(crate) use load::load;
 use plan::{Failure, Plan, Trace};
+use rewrite::Strings;
 use shapes::PlansByShape;
 
 use super::{Failed, Hold, Planned, Program, Ran};
@@ -47,6 +50,7 @@ struct TractProgram {
     /// Plans for so many rows and no other number, where they are faster than the one for all.
     by_rows: Vec<(usize, Arc<Plan>)>,
     batching: Batching,
+    edges: Edges,
 }
 
 enum Plans {
@@ -75,7 +79,8 @@ impl Program for TractProgram {
     fn is_steady(&self) -> bool {
         const VALUES_DECIDE: [&str; 3] = ["If", "Loop", "Scan"];
         let decides = VALUES_DECIDE.iter().any(|operator| self.operators.contains_key(*operator));
-        matches!(&self.plans, Plans::One(plan) if plan.has_settled_sizes() && !decides)
+        let is_one = matches!(&self.plans, Plans::One(plan) if plan.has_settled_sizes());
+        is_one && !decides && self.edges.are_short()
     }
 
     fn footprint(&self) -> &Arc<Footprint> {
@@ -98,28 +103,45 @@ impl Program for TractProgram {
 
     fn run(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed> {
         let begun = Instant::now();
-        let plan = self.plan(&inputs, PlansByShape::get)?;
-        self.run_with(&plan, inputs, stop, begun)
+        self.run_by(PlansByShape::get, inputs, stop, begun)
     }
 
     fn run_planned(&self, inputs: Vec<Tensor>, stop: &dyn Fn() -> bool) -> Result<Ran, Failed> {
         let begun = Instant::now();
-        let plan = self.plan(&inputs, PlansByShape::known)?;
-        self.run_with(&plan, inputs, stop, begun)
+        self.run_by(PlansByShape::known, inputs, stop, begun)
     }
 }
 
 impl TractProgram {
     fn new(contract: Contract, declared: audit::Declared, plans: Plans) -> Self {
+        let edges = Edges::of(&declared);
         let audit::Declared { operators, parameters, .. } = declared;
         let (by_rows, batching) = (Vec::new(), Batching::default());
         let footprint = match &plans {
             Plans::One(_) => Arc::default(),
             Plans::ByShape(plans) => plans.footprint(),
         };
-        TractProgram { contract, operators, parameters, footprint, plans, by_rows, batching }
+        TractProgram { contract, operators, parameters, footprint, plans, by_rows, batching, edges }
     }
 
+    /// Runs the plan that `by_shape` finds, with strings translated at the edges.
+    fn run_by(
+        &self,
+        by_shape: impl Fn(&PlansByShape, &[TVec<usize>]) -> Option<Arc<Plan>>,
+        inputs: Vec<Tensor>,
+        stop: &dyn Fn() -> bool,
+        begun: Instant,
+    ) -> Result<Ran, Failed> {
+        let inputs = self.edges.enter(inputs)?;
+        let plan = self.plan(&inputs, by_shape)?;
+        let mut ran = self.run_with(&plan, inputs, stop, begun)?;
+        let computed = Instant::now();
+        ran.outputs = self.edges.leave(ran.outputs)?;
+        ran.output += computed.elapsed();
+        Ok(ran)
+    }
+
+    /// Runs a plan on inputs as the graph takes them.
     fn run_with(
         &self,
         plan: &Plan,
@@ -230,7 +252,15 @@ fn explain_panic(plan: &Plan, trace: &Trace) -> InferenceError {
     })
 }
 
-/// A tensor of zeros, to try a plan with.
-fn zeros(slot: &audit::Slot, shape: &[usize]) -> Option<TractTensor> {
-    TractTensor::zero_dt(convert::datum_type(slot.datatype?)?, shape).ok()
+/// A tensor of zeros or usual strings, to try a plan with.
+fn zeros(strings: &Strings, slot: &audit::Slot, shape: &[usize]) -> Option<TractTensor> {
+    let mut tensor = TractTensor::zero_dt(convert::datum_type(slot.datatype?)?, shape).ok()?;
+    if slot.is_text {
+        let columns = shape.last().copied().unwrap_or(1).max(1);
+        let mut plain = tensor.try_as_plain_ram_mut().ok()?;
+        for (at, number) in plain.as_slice_mut::<i64>().ok()?.iter_mut().enumerate() {
+            *number = strings.usual(&slot.name, at % columns, 0);
+        }
+    }
+    Some(tensor)
 }

@@ -41,7 +41,7 @@ fn every_type_goes_in_and_comes_out() {
                 ..Default::default()
             }))
             .unwrap();
-            let count = 6 * datatype.size();
+            let count = 6 * datatype.size_min();
             let data: Vec<u8> = match datatype {
                 DataType::Bool => (0..6).map(|i| i % 2).collect(),
                 _ => (0..count).map(|i| (i * 37 % 251) as u8).collect(),
@@ -187,8 +187,8 @@ fn wide_unsigned_weights_are_read_from_their_own_field() {
         }))
         .unwrap();
         let outputs = infer(&model, vec![]).unwrap().outputs;
-        let mut data = vec![0; 2 * datatype.size()];
-        (data[0], data[datatype.size()]) = (7, 8);
+        let mut data = vec![0; 2 * datatype.size_min()];
+        (data[0], data[datatype.size_min()]) = (7, 8);
         assert_eq!(outputs, [named("y", datatype, &[2], data)]);
     }
 }
@@ -404,9 +404,7 @@ fn a_small_input_cannot_ask_for_a_huge_value() {
 
 #[test]
 fn what_the_runtime_cannot_hold_is_refused_by_name() {
-    for (onnx, name) in
-        [(Onnx::String, "STRING"), (Onnx::Bfloat16, "BFLOAT16"), (Onnx::Float8e5m2, "FLOAT8E5M2")]
-    {
+    for (onnx, name) in [(Onnx::Bfloat16, "BFLOAT16"), (Onnx::Float8e5m2, "FLOAT8E5M2")] {
         let error = load(bytes(GraphProto {
             node: vec![node("Identity", &["x"], &["y"])],
             input: vec![value("x", onnx, &[D::F(1)])],

@@ -54,7 +54,8 @@ fn seeds() -> Vec<Bytes> {
         output: vec![value("y", Onnx::Int32, &[])],
         ..Default::default()
     };
-    vec![adder(), gather(), bytes(stump(&[])), bytes(table), bytes(hot), bytes(shift)]
+    let texts = super::strings::moved();
+    vec![adder(), gather(), bytes(stump(&[])), bytes(table), bytes(hot), bytes(shift), texts]
 }
 
 fn mutate(seeds: &[Bytes], random: &mut Random) -> Vec<u8> {

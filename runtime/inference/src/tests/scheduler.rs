@@ -160,7 +160,11 @@ fn what_mixes_rows_is_not_batched() {
     };
     let rows = [D::N("N"), D::F(3)];
     let softmax = |axis| vec![with_int(node("Softmax", &["x"], &["y"]), "axis", axis)];
-    assert_eq!(graph(softmax(1), &rows).sizes, [1, 2, 4, 8, 16, 32]);
+    // Whether batches pay is measured, and a busy machine may say no; that rows mix would be wrong.
+    let alone = graph(softmax(1), &rows);
+    let is_slow =
+        |reason: &str| reason.contains("not faster") || reason.contains("time for measuring");
+    assert!(alone.sizes.len() > 1 || alone.reason.as_deref().is_some_and(is_slow), "{alone:?}");
     let mean = vec![node("ReduceMax", &["x"], &["m"]), node("Sub", &["x", "m"], &["y"])];
     let turned = vec![node("Transpose", &["x"], &["y"])];
     for (nodes, out) in [(softmax(0), rows), (mean, rows), (turned, [D::F(3), D::N("N")])] {

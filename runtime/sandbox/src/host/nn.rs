@@ -300,7 +300,7 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
             brief: BriefRuns::Later(self.brief.clone()),
             bill: Some(bill),
         };
-        match wait_for(&**self.activity, model.infer(request)).await {
+        match wait_for(&**self.activity, self.brief, model.infer(request)).await {
             Ok(output) => {
                 self.usage.inferences = self.usage.inferences.saturating_add(1);
                 self.give_outputs(output.outputs)
@@ -315,12 +315,17 @@ impl inference::HostGraphExecutionContext for NnView<'_> {
     }
 }
 
-/// Waits for a model. The guest gives up its place among those that run meanwhile, unless the answer is there at once.
-async fn wait_for<T>(activity: &dyn Activity, mut call: BoxFuture<'static, T>) -> T {
+/// Waits for a model. The guest gives up its place among those that run meanwhile, unless the answer is there at once
+/// or is computed next on this very thread: the processor is as busy with a brief call as with the guest.
+async fn wait_for<T>(
+    activity: &dyn Activity,
+    brief: &Deferred,
+    mut call: BoxFuture<'static, T>,
+) -> T {
     let mut is_suspended = false;
     let answer = poll_fn(|context| {
         let answer = call.as_mut().poll(context);
-        if answer.is_pending() && !is_suspended {
+        if answer.is_pending() && !is_suspended && brief.is_vacant() {
             is_suspended = true;
             activity.suspend();
         }
@@ -345,4 +350,60 @@ pub(crate) fn wit_type(datatype: DataType) -> Option<TensorType> {
         DataType::I64 => TensorType::I64,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicU32, Ordering::Relaxed},
+        task::Poll,
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counting {
+        suspended: AtomicU32,
+        resumed: AtomicU32,
+    }
+
+    impl Activity for Counting {
+        fn suspend(&self) {
+            self.suspended.fetch_add(1, Relaxed);
+        }
+
+        fn try_resume(&self) -> bool {
+            self.resumed.fetch_add(1, Relaxed);
+            true
+        }
+
+        fn resume(&self) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::ready(()))
+        }
+    }
+
+    /// A call that is answered when it is polled again; `is_brief` leaves its work where the guest is polled.
+    async fn counts_of_a_call(is_brief: bool) -> (u32, u32) {
+        let (activity, brief) = (Counting::default(), Arc::<Deferred>::default());
+        let place = brief.clone();
+        let mut was_polled = false;
+        let call = poll_fn(move |context| {
+            if std::mem::replace(&mut was_polled, true) {
+                return Poll::Ready(7);
+            }
+            if is_brief {
+                place.put(|| {});
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        });
+        assert_eq!(wait_for(&activity, &brief, Box::pin(call)).await, 7);
+        (activity.suspended.into_inner(), activity.resumed.into_inner())
+    }
+
+    #[tokio::test]
+    async fn a_guest_is_suspended_unless_its_call_runs_next_on_its_thread() {
+        assert_eq!(counts_of_a_call(false).await, (1, 1));
+        assert_eq!(counts_of_a_call(true).await, (0, 0));
+    }
 }

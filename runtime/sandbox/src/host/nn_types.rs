@@ -1,8 +1,12 @@
 //! The interface has seven element types, models have more. What a model takes or gives outside the seven travels in
 //! the next wider of them: bool as U8, 8- and 16-bit integers and u16 as I32, u32 and u64 as I64.
+//!
+//! Strings travel as their bytes: a U8 tensor of one dimension that holds them in row-major order, each after its
+//! length in 32 bits, little-endian. The shape of such an input is the model's own, where one size at most may be free:
+//! it is told from how many strings there are.
 
 use bytes::Bytes;
-use sandpiper_domain::{DataType, InferenceError, ModelSignature, Tensor};
+use sandpiper_domain::{DataType, InferenceError, ModelSignature, Tensor, TensorError, TensorSpec};
 
 use super::nn::{TensorType, wit_type};
 
@@ -24,6 +28,7 @@ fn carrier(datatype: DataType) -> DataType {
         DataType::Bool => DataType::U8,
         DataType::I8 | DataType::I16 | DataType::U16 => DataType::I32,
         DataType::U32 | DataType::U64 => DataType::I64,
+        DataType::Bytes => DataType::U8,
         own => own,
     }
 }
@@ -42,9 +47,11 @@ pub(crate) fn fit_input(
     if wanted == tensor.datatype() || carrier(wanted) != tensor.datatype() {
         return Ok(tensor);
     }
-    let size = wanted.size();
-    let mut narrow = Vec::with_capacity(tensor.data().len() / tensor.datatype().size() * size);
-    for element in tensor.data().chunks_exact(tensor.datatype().size()) {
+    let (Some(size), Some(wide)) = (wanted.size(), tensor.datatype().size()) else {
+        return strings(&tensor, spec);
+    };
+    let mut narrow = Vec::with_capacity(tensor.data().len() / wide * size);
+    for element in tensor.data().chunks_exact(wide) {
         let value = integer(element, tensor.datatype());
         if !range(wanted).contains(&value) {
             return Err(InferenceError::InvalidArgument(format!(
@@ -56,6 +63,35 @@ pub(crate) fn fit_input(
     rebuild(wanted, &tensor, narrow)
 }
 
+/// The strings that the bytes of an input are, in the shape that the model takes.
+fn strings(tensor: &Tensor, spec: &TensorSpec) -> Result<Tensor, InferenceError> {
+    let refuse = |text: String| {
+        let name = &spec.name;
+        InferenceError::InvalidArgument(format!("input `{name}` is BYTES: {text}"))
+    };
+    if tensor.shape().len() != 1 {
+        let text = "give a U8 tensor of one dimension with each string after its length in 32 bits";
+        return Err(refuse(text.to_owned()));
+    }
+    let count = |shape: &[u64]| Tensor::new(DataType::Bytes, shape, tensor.data().clone());
+    let elements = match count(&[0]) {
+        Ok(_) => 0,
+        Err(TensorError::Count { actual, .. }) => actual as u64,
+        Err(error) => return Err(refuse(error.to_string())),
+    };
+    let fixed = spec.shape.iter().filter_map(|size| u64::try_from(*size).ok());
+    let row = fixed.fold(1u64, u64::saturating_mul);
+    let free = elements.checked_div(row).unwrap_or(0);
+    if spec.shape.iter().filter(|size| **size < 0).count() > 1 {
+        return Err(refuse(
+            "more than one of its sizes is free, so that wasi:nn cannot say it".to_owned(),
+        ));
+    }
+    let shape: Vec<u64> =
+        spec.shape.iter().map(|size| u64::try_from(*size).unwrap_or(free)).collect();
+    count(&shape).map_err(|error| refuse(error.to_string()))
+}
+
 /// Widens an output to a type the interface has.
 pub(crate) fn widen_output(tensor: Tensor) -> Result<(TensorType, Tensor), InferenceError> {
     let own = tensor.datatype();
@@ -63,18 +99,24 @@ pub(crate) fn widen_output(tensor: Tensor) -> Result<(TensorType, Tensor), Infer
         return Ok((ty, tensor));
     }
     let wide = carrier(own);
+    let (Some(size), Some(wide_size)) = (own.size(), wide.size()) else {
+        let (shape, data) = ([tensor.data().len() as u64], tensor.data().clone());
+        let bytes = Tensor::new(DataType::U8, &shape, data);
+        let bytes = bytes.map_err(|error| InferenceError::Runtime(error.to_string()))?;
+        return Ok((TensorType::U8, bytes));
+    };
     let ty = wit_type(wide).ok_or_else(|| {
         InferenceError::Unsupported(format!("wasi:nn has no type for an output of {own}"))
     })?;
-    let mut data = Vec::with_capacity(tensor.data().len() / own.size() * wide.size());
-    for element in tensor.data().chunks_exact(own.size()) {
+    let mut data = Vec::with_capacity(tensor.data().len() / size * wide_size);
+    for element in tensor.data().chunks_exact(size) {
         let value = integer(element, own);
         if !range(wide).contains(&value) {
             return Err(InferenceError::Runtime(format!(
                 "an output of {own} does not fit the {wide} that wasi:nn carries it in"
             )));
         }
-        data.extend_from_slice(&value.to_le_bytes()[..wide.size()]);
+        data.extend_from_slice(&value.to_le_bytes()[..wide_size]);
     }
     Ok((ty, rebuild(wide, &tensor, data)?))
 }
@@ -100,7 +142,7 @@ fn integer(element: &[u8], datatype: DataType) -> i128 {
 }
 
 fn range(datatype: DataType) -> std::ops::RangeInclusive<i128> {
-    let bits = if datatype == DataType::Bool { 1 } else { datatype.size() as u32 * 8 };
+    let bits = if datatype == DataType::Bool { 1 } else { datatype.size_min() as u32 * 8 };
     match is_signed(datatype) {
         true => -(1 << (bits - 1))..=(1 << (bits - 1)) - 1,
         false => 0..=(1 << bits) - 1,
@@ -109,12 +151,10 @@ fn range(datatype: DataType) -> std::ops::RangeInclusive<i128> {
 
 #[cfg(test)]
 mod tests {
-    use sandpiper_domain::TensorSpec;
-
     use super::*;
 
     fn tensor(datatype: DataType, data: &[u8]) -> Tensor {
-        let elements = data.len() / datatype.size();
+        let elements = data.len() / datatype.size_min();
         Tensor::new(datatype, &[elements as u64], Bytes::copy_from_slice(data)).unwrap()
     }
 
@@ -151,11 +191,33 @@ mod tests {
         assert_eq!(&fitted.data()[..], (-300i16).to_le_bytes());
     }
 
+    #[test]
+    fn strings_travel_as_their_bytes() {
+        let texts = [&b"ab"[..], b"", b"c"];
+        let own = |shape: &[u64]| Tensor::of_strings(shape, texts.into_iter()).unwrap();
+        let (ty, bytes) = widen_output(own(&[3])).unwrap();
+        assert_eq!((ty, bytes.shape()), (TensorType::U8, &[15][..]));
+        let fit = |shape: &[i64], tensor: &Tensor| {
+            let mut signature = takes(DataType::Bytes);
+            signature.inputs[0].shape = shape.to_vec();
+            fit_input(tensor.clone(), "x", &signature)
+        };
+        assert_eq!(fit(&[-1], &bytes), Ok(own(&[3])));
+        assert_eq!(fit(&[-1, 1], &bytes), Ok(own(&[3, 1])));
+        assert_eq!(fit(&[1, 3], &bytes), Ok(own(&[1, 3])));
+        for shape in [&[-1, -1][..], &[2], &[-1, 2], &[], &[-1, 0]] {
+            assert!(fit(shape, &bytes).is_err(), "{shape:?}");
+        }
+        assert!(fit(&[-1], &tensor(DataType::U8, b"\x03\0\0\0ab")).is_err());
+        let none = tensor(DataType::U8, b"");
+        assert_eq!(fit(&[-1, 2], &none).unwrap().shape(), [0, 2]);
+    }
+
     proptest::proptest! {
         #[test]
         fn widening_and_narrowing_are_inverse(data in proptest::collection::vec(0u8.., 0..64)) {
             for datatype in [DataType::I8, DataType::I16, DataType::U16, DataType::U32] {
-                let whole = data.len() / datatype.size() * datatype.size();
+                let whole = data.len() / datatype.size_min() * datatype.size_min();
                 let tensor = tensor(datatype, &data[..whole]);
                 let (_, wide) = widen_output(tensor.clone()).unwrap();
                 assert_eq!(fit_input(wide, "x", &takes(datatype)).unwrap(), tensor);

@@ -120,6 +120,11 @@ impl State {
         self.running.iter().sum()
     }
 
+    /// Whether anybody waits, here or in a function's lines.
+    fn has_waiting(&self) -> bool {
+        self.waiting != [0; 3] || !self.resuming.is_empty()
+    }
+
     fn draw(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -175,8 +180,9 @@ impl Places {
         self: &Arc<Self>,
         function: Option<&Arc<FunctionPlaces>>,
         lane: Lane,
+        now: Instant,
     ) -> Result<Entry, Refusal> {
-        match self.ask(function, lane)? {
+        match self.ask(function, lane, now)? {
             Asked::Entered(entry) => Ok(entry),
             Asked::Waits(ticket) => ticket.wait().await,
         }
@@ -186,6 +192,7 @@ impl Places {
         self: &Arc<Self>,
         function: Option<&Arc<FunctionPlaces>>,
         lane: Lane,
+        now: Instant,
     ) -> Result<Asked, Refusal> {
         let mut state = self.lock();
         let is_full = function.is_some_and(|function| function.is_full());
@@ -193,7 +200,7 @@ impl Places {
         let is_first = state.lines[lane as usize].is_empty();
         if !is_full && is_first && self.may_start(&state, lane) {
             self.start(&mut state, function.map(|function| &**function), lane);
-            return Ok(Asked::Entered(self.entry(function.cloned(), lane)));
+            return Ok(Asked::Entered(self.entry(function.cloned(), lane, now)));
         }
         if state.waiting[lane as usize] >= self.bounds.waiting {
             return Err(self.refusal(&state, Cause::QueueFull, function, lane));
@@ -213,8 +220,12 @@ impl Places {
         Ok(Asked::Waits(Ticket { place, woken }))
     }
 
-    fn entry(self: &Arc<Self>, function: Option<Arc<FunctionPlaces>>, lane: Lane) -> Entry {
-        let began = Instant::now();
+    fn entry(
+        self: &Arc<Self>,
+        function: Option<Arc<FunctionPlaces>>,
+        lane: Lane,
+        began: Instant,
+    ) -> Entry {
         Entry { places: self.clone(), function, lane, runs: AtomicBool::new(true), began }
     }
 
@@ -281,7 +292,9 @@ impl Places {
         }
         if let Some(function) = function {
             function.lock().alive -= 1;
-            self.promote(state, function);
+            if state.has_waiting() {
+                self.promote(state, function);
+            }
         }
         self.admit(state);
     }
@@ -312,6 +325,9 @@ impl Places {
 
     /// Lets in whoever may come in now.
     fn admit(&self, state: &mut State) {
+        if !state.has_waiting() {
+            return;
+        }
         while state.runs() < self.bounds.running {
             let Some((_, resumer)) = state.resuming.pop_first() else { break };
             self.run(state, resumer.lane);
@@ -408,7 +424,8 @@ impl Ticket {
     /// Makes the place that it has got an entry.
     fn enter(mut self) -> Entry {
         self.place.has_entered = true;
-        self.place.places.entry(self.place.function.clone(), self.place.lane)
+        let function = self.place.function.clone();
+        self.place.places.entry(function, self.place.lane, Instant::now())
     }
 }
 

@@ -5,10 +5,10 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use sandpiper_control::{Amounts, Counted, Ledger, Owner};
+use sandpiper_control::{Amounts, Counted, Ledger, Owner, Tally};
 use sandpiper_domain::{
     Budget, Fault, FunctionName, InferenceBill, InferenceCost, InferenceError, InferenceOutput,
     Lane, Payer, Usage,
@@ -28,6 +28,9 @@ pub(crate) struct Account {
 impl Account {
     /// Fails when the month's budget is used up.
     pub(super) fn check(&self, of_tier: Budget) -> Result<(), Refusal> {
+        if !self.ledger.is_limited(&of_tier) {
+            return Ok(());
+        }
         let now = OffsetDateTime::now_utc();
         self.ledger.check(of_tier, now).map_err(|spent| {
             let wait = Duration::try_from(spent.renewed_at - now).unwrap_or_default();
@@ -100,22 +103,44 @@ impl Payer for TenantAdmission {
 
 /// Where a function's invocations are billed.
 pub(crate) struct Meter {
-    account: Account,
-    function: FunctionName,
+    ledger: Arc<Ledger>,
+    tally: Arc<Tally>,
 }
 
 impl Meter {
-    pub(crate) fn new(account: Account, function: FunctionName) -> Self {
-        Meter { account, function }
+    pub(crate) fn new(account: &Account, function: &FunctionName) -> Self {
+        let tally = account.ledger.tally(function.as_str());
+        Meter { ledger: account.ledger.clone(), tally }
     }
 
-    fn add(&self, amounts: Amounts) {
-        self.account.ledger.add(self.function.as_str(), amounts, OffsetDateTime::now_utc());
+    fn add(&self, amounts: &Amounts) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.ledger.add_to(&self.tally, amounts, now.as_secs() as i64);
     }
 
-    /// Bills one that has ended, however. One for which the node had no sandbox is not billed.
+    /// Bills a start, whatever came of it. The request whose sandbox it becomes is billed for its own work alone.
+    pub(crate) fn started(&self, usage: &Usage) {
+        let mut amounts = Amounts::default();
+        amounts[Counted::StartCpuUs] = micros(usage.cpu);
+        amounts[Counted::MemoryMibMs] = mib_ms(usage.memory_bytes_max, usage.lifetime);
+        amounts[Counted::InferenceUs] = micros(usage.inference);
+        amounts[Counted::InferenceQueuedUs] = micros(usage.inference_queued);
+        self.add(&amounts);
+    }
+
+    /// Bills the memory of sandboxes that were kept ready.
+    pub(crate) fn kept(&self, held: &mut Held) {
+        let mut amounts = Amounts::default();
+        amounts[Counted::MemoryMibMs] = held.take();
+        if !amounts.is_zero() {
+            self.add(&amounts);
+        }
+    }
+
+    /// Bills one that has ended, however. One for which the node had no sandbox is not billed, and neither is one whose
+    /// caller went away before there was any.
     pub(crate) fn invoked(&self, outcome: Outcome, usage: &Usage, lane: Lane) {
-        if outcome == Outcome::Faulted(Fault::Saturated) {
+        if outcome == Outcome::Faulted(Fault::Saturated) || usage.lifetime.is_zero() {
             return;
         }
         let (queued, computed) = (usage.inference_queued, usage.inference);
@@ -125,13 +150,43 @@ impl Meter {
         amounts[Counted::GuestCpuUs] = micros(usage.cpu);
         amounts[Counted::MemoryMibMs] = mib_ms(usage.memory_bytes_max, usage.lifetime);
         amounts[Counted::Jobs] = (lane != Lane::Interactive).into();
-        self.add(amounts);
+        self.add(&amounts);
+    }
+}
+
+/// Memory that is held over a time.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    bytes: u64,
+    byte_ns: u128,
+}
+
+impl Held {
+    /// So much time has passed with what is held.
+    pub(crate) fn advance(&mut self, span: Duration) {
+        let product = u128::from(self.bytes).saturating_mul(span.as_nanos());
+        self.byte_ns = self.byte_ns.saturating_add(product);
+    }
+
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    pub(crate) fn remove(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// The whole MiB-milliseconds so far; the rest is kept for the next time.
+    fn take(&mut self) -> u64 {
+        let whole = self.byte_ns / MIB_MS;
+        self.byte_ns %= MIB_MS;
+        u64::try_from(whole).unwrap_or(u64::MAX)
     }
 }
 
 impl Payer for Meter {
     fn pay_late(&self, cost: InferenceCost) {
-        self.add(of_inference(cost));
+        self.add(&of_inference(cost));
     }
 }
 
@@ -157,7 +212,7 @@ impl Drop for Transferred {
         if self.bytes > 0 {
             let mut amounts = Amounts::default();
             amounts[self.what] = self.bytes;
-            self.meter.add(amounts);
+            self.meter.add(&amounts);
         }
     }
 }
@@ -193,11 +248,13 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// A MiB-millisecond, in byte-nanoseconds.
+const MIB_MS: u128 = (1 << 20) * 1_000_000;
+
 /// Rounded up, so that nothing that ran is free.
 fn mib_ms(bytes: u64, time: Duration) -> u64 {
-    const UNIT: u128 = (1 << 20) * 1_000_000;
     let product = u128::from(bytes).saturating_mul(time.as_nanos());
-    u64::try_from(product.div_ceil(UNIT)).unwrap_or(u64::MAX)
+    u64::try_from(product.div_ceil(MIB_MS)).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -218,6 +275,19 @@ mod tests {
         assert!(!habits.asks_models());
         habits.learn(&Usage { inferences: u32::MAX, ..Usage::default() });
         assert!(habits.asks_models());
+    }
+
+    #[test]
+    fn what_is_kept_is_billed_to_the_last_part() {
+        let mut held = Held::default();
+        held.add(3 << 19);
+        held.advance(Duration::from_millis(1));
+        assert_eq!(held.take(), 1);
+        held.advance(Duration::from_millis(1));
+        assert_eq!(held.take(), 2);
+        held.remove(3 << 19);
+        held.advance(Duration::MAX);
+        assert_eq!(held.take(), 0);
     }
 
     #[test]

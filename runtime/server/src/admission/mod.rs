@@ -5,9 +5,9 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use governor::{
@@ -25,7 +25,7 @@ mod meter;
 
 pub(crate) use gate::{Crowd, Entry};
 use gate::{FunctionPlaces, Places};
-pub(crate) use meter::{Account, Habits, Inference, Meter, Transferred};
+pub(crate) use meter::{Account, Habits, Held, Inference, Meter, Transferred};
 
 /// Why a request was turned away, and when it may come again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +126,8 @@ pub(crate) struct TenantAdmission {
     pub(crate) account: Account,
     /// A generic cell rate algorithm: ITU-T I.371, annex A.
     rate: Option<DefaultDirectRateLimiter>,
+    /// Half of it, which is what jobs and batches may use: those who wait for an answer have the other half at least.
+    rate_beside: Option<DefaultDirectRateLimiter>,
     pub(crate) uploads: Arc<Semaphore>,
     followers: Arc<Semaphore>,
     /// Streams of inferences that may be open at once; each may hold a message.
@@ -134,7 +136,12 @@ pub(crate) struct TenantAdmission {
     pub(crate) bytes: Arc<TenantBytes>,
     /// Its part of the threads that read and write long ones.
     pub(crate) parsers: Arc<Semaphore>,
+    /// Its sandboxes that are ready, or about to be.
+    pub(crate) ready: Arc<AtomicUsize>,
 }
+
+/// Of the sandboxes that a node keeps ready, one tenant has no more than this part.
+const READY_DIVISOR: usize = 4;
 
 impl TenantAdmission {
     /// A place for one more who follows; `what` is what is followed, in the plural.
@@ -147,26 +154,41 @@ impl TenantAdmission {
 
     pub(crate) fn new(
         limits: TenantLimits,
-        bytes: Arc<TenantBytes>,
+        (bytes, ready): (Arc<TenantBytes>, Arc<AtomicUsize>),
         parsers: usize,
         pressure: Arc<Pressure>,
         account: Account,
     ) -> Self {
-        let rate = limits.rate.and_then(|rate| {
-            let quota = Quota::per_second(NonZeroU32::new(rate.per_s)?);
-            Some(RateLimiter::direct(quota.allow_burst(NonZeroU32::new(rate.burst)?)))
-        });
+        let limiter = |part: u32| {
+            let rate = limits.rate?;
+            let quota = Quota::per_second(NonZeroU32::new(rate.per_s.div_ceil(part))?);
+            Some(RateLimiter::direct(
+                quota.allow_burst(NonZeroU32::new(rate.burst.div_ceil(part))?),
+            ))
+        };
         TenantAdmission {
             limits,
             places: Arc::new(Places::new(&limits, pressure)),
             account,
-            rate,
+            rate: limiter(1),
+            rate_beside: limiter(2),
             uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             streams: Arc::new(Semaphore::new(limits.concurrency as usize)),
             bytes,
             parsers: Arc::new(Semaphore::new(parsers)),
+            ready,
         }
+    }
+
+    /// How many of its sandboxes may be ready on a node that keeps so many.
+    pub(crate) fn ready_max(&self, of_node: usize) -> usize {
+        (of_node / READY_DIVISOR).max(1).min(self.limits.sandboxes as usize)
+    }
+
+    /// Whether something of its budget is left.
+    pub(crate) fn has_budget(&self) -> bool {
+        self.account.check(self.limits.budget).is_ok()
     }
 
     /// Whether it was made for this tenant, and not for an earlier one of its name, with these limits.
@@ -184,25 +206,32 @@ impl TenantAdmission {
         self.places.crowd()
     }
 
-    /// Lets one request of a function in.
-    pub(crate) async fn enter(&self, function: &Gate, lane: Lane) -> Result<Arc<Entry>, Refusal> {
-        self.check().map_err(told)?;
-        self.places.enter(Some(function), lane).await.map(Arc::new).map_err(told)
+    /// Lets one request of a function in, which came just now.
+    pub(crate) async fn enter(
+        &self,
+        function: &Gate,
+        lane: Lane,
+        now: Instant,
+    ) -> Result<Arc<Entry>, Refusal> {
+        self.check(lane).map_err(told)?;
+        self.places.enter(Some(function), lane, now).await.map(Arc::new).map_err(told)
     }
 
     /// Lets one inference in that comes without a function.
     pub(crate) async fn enter_inference(&self) -> Result<Entry, Refusal> {
-        self.check().map_err(told)?;
-        self.places.enter(None, Lane::Interactive).await.map_err(told)
+        self.check(Lane::Interactive).map_err(told)?;
+        self.places.enter(None, Lane::Interactive, Instant::now()).await.map_err(told)
     }
 
     /// Budget and rate.
-    fn check(&self) -> Result<(), Refusal> {
+    fn check(&self, lane: Lane) -> Result<(), Refusal> {
         self.account.check(self.limits.budget)?;
-        let Some(rate) = &self.rate else { return Ok(()) };
-        rate.check().map_err(|early| Refusal {
-            cause: Cause::Rate,
-            retry_after: early.wait_time_from(DefaultClock::default().now()),
+        let beside = self.rate_beside.as_ref().filter(|_| lane != Lane::Interactive);
+        beside.into_iter().chain(&self.rate).try_for_each(|rate| {
+            rate.check().map_err(|early| Refusal {
+                cause: Cause::Rate,
+                retry_after: early.wait_time_from(DefaultClock::default().now()),
+            })
         })
     }
 }
@@ -243,7 +272,7 @@ mod tests {
         };
         TenantAdmission::new(
             limits,
-            ByteBudget::new(1 << 20).tenant(),
+            (ByteBudget::new(1 << 20).tenant(), Arc::default()),
             1,
             Arc::new(Pressure::new(2)),
             account(),
@@ -261,20 +290,31 @@ mod tests {
         answer.err().map(|refusal| refusal.cause)
     }
 
+    async fn enter(tenant: &TenantAdmission, function: &Gate) -> Result<Arc<Entry>, Refusal> {
+        tenant.enter(function, Lane::Interactive, Instant::now()).await
+    }
+
+    #[test]
+    fn a_tenant_has_a_part_of_what_is_kept_ready() {
+        // It may have 8 alive.
+        let tenant = tenant(2, 1, None);
+        assert_eq!([1, 4, 8, 500].map(|of_node| tenant.ready_max(of_node)), [1, 1, 2, 8]);
+    }
+
     #[tokio::test]
     async fn a_gate_lets_in_as_many_as_it_should_and_queues_as_many_as_it_may() {
         let tenant = Arc::new(tenant(2, 1, None));
         let function = tenant.function_gate(100);
-        let first = tenant.enter(&function, Lane::Interactive).await.unwrap();
-        let _second = tenant.enter(&function, Lane::Interactive).await.unwrap();
+        let first = enter(&tenant, &function).await.unwrap();
+        let _second = enter(&tenant, &function).await.unwrap();
         let waiting = tokio::spawn({
             let (tenant, function) = (tenant.clone(), function.clone());
-            async move { tenant.enter(&function, Lane::Interactive).await.map(drop) }
+            async move { enter(&tenant, &function).await.map(drop) }
         });
         while tenant.crowd().waiting[0] == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(cause(tenant.enter(&function, Lane::Interactive).await), Some(Cause::QueueFull));
+        assert_eq!(cause(enter(&tenant, &function).await), Some(Cause::QueueFull));
         drop(first);
         assert_eq!(waiting.await.unwrap(), Ok(()));
         assert_eq!(tenant.crowd().waiting[0], 0);
@@ -284,21 +324,18 @@ mod tests {
     async fn the_functions_of_a_tenant_share_its_queue() {
         let tenant = tenant(100, 1, None);
         let (one, other) = (tenant.function_gate(1), tenant.function_gate(1));
-        let _inside = (
-            tenant.enter(&one, Lane::Interactive).await.unwrap(),
-            tenant.enter(&other, Lane::Interactive).await.unwrap(),
-        );
-        let mut waiting = std::pin::pin!(tenant.enter(&one, Lane::Interactive));
+        let _inside = (enter(&tenant, &one).await.unwrap(), enter(&tenant, &other).await.unwrap());
+        let mut waiting = std::pin::pin!(enter(&tenant, &one));
         assert!(waiting.as_mut().now_or_never().is_none());
-        assert_eq!(cause(tenant.enter(&other, Lane::Interactive).await), Some(Cause::QueueFull));
+        assert_eq!(cause(enter(&tenant, &other).await), Some(Cause::QueueFull));
     }
 
     #[tokio::test]
     async fn one_who_gives_up_leaves_the_queue() {
         let tenant = tenant(1, 1, None);
         let function = tenant.function_gate(1);
-        let _inside = tenant.enter(&function, Lane::Interactive).await.unwrap();
-        assert!(tenant.enter(&function, Lane::Interactive).now_or_never().is_none());
+        let _inside = enter(&tenant, &function).await.unwrap();
+        assert!(enter(&tenant, &function).now_or_never().is_none());
         assert_eq!(tenant.crowd().waiting[0], 0);
     }
 
@@ -307,8 +344,26 @@ mod tests {
         let tenant = tenant(100, 0, Some(RateLimit { per_s: 1, burst: 3 }));
         let function = tenant.function_gate(100);
         for _ in 0..3 {
-            assert!(tenant.enter(&function, Lane::Interactive).await.is_ok());
+            assert!(enter(&tenant, &function).await.is_ok());
         }
-        assert_eq!(cause(tenant.enter(&function, Lane::Interactive).await), Some(Cause::Rate));
+        assert_eq!(cause(enter(&tenant, &function).await), Some(Cause::Rate));
+    }
+
+    #[tokio::test]
+    async fn jobs_and_batches_together_use_half_of_the_rate() {
+        let tenant = tenant(100, 0, Some(RateLimit { per_s: 1, burst: 6 }));
+        let function = tenant.function_gate(100);
+        for lane in [Lane::Job, Lane::Batch, Lane::Job] {
+            assert!(tenant.enter(&function, lane, Instant::now()).await.is_ok());
+        }
+        for lane in [Lane::Job, Lane::Batch] {
+            assert_eq!(
+                cause(tenant.enter(&function, lane, Instant::now()).await),
+                Some(Cause::Rate)
+            );
+        }
+        for _ in 0..3 {
+            assert!(tenant.enter(&function, Lane::Interactive, Instant::now()).await.is_ok());
+        }
     }
 }

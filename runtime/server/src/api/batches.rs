@@ -1,10 +1,9 @@
 //! `/api/v1/functions/{name}/batches` and `/api/v1/batches`: many lines for one function, and what came of them.
 
-use std::{convert::Infallible, io::Read, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::{Path, Query, Request, State},
     response::{
         IntoResponse, Response,
@@ -12,12 +11,11 @@ use axum::{
     },
     routing::{get, post},
 };
-use bytes::Bytes;
 use futures::Stream;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
-use sandpiper_control::{BatchView, NewBatch, NewShard, PinnedWork, ShardView, Tenant};
-use sandpiper_domain::{FunctionName, JobError, JobId, JobState, Scope, Selector};
+use sandpiper_control::{BatchView, NewBatch, NewShard, PinnedWork, Tenant};
+use sandpiper_domain::{FunctionName, JobId, JobState, Scope, Selector};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -27,14 +25,17 @@ use super::{
     Reply,
     auth::Caller,
     blobs::one_upload,
+    disk,
     jobs::{id_of, is_of, time_text},
     upload,
 };
 use crate::{
     app::App,
-    batches::{Cut, Cutter, LINE_BYTES_MAX, LINES_MAX, blob_of, blocking, cut, write},
+    batches::{
+        self, Cut, Cutter, LINE_BYTES_MAX, LINES_MAX, blob_of, blocking, cut, end_cancelled, write,
+    },
     edge::Paced,
-    jobs::now_ms,
+    jobs::{bytes_max, now_ms},
     respond::Problem,
 };
 
@@ -119,16 +120,28 @@ async fn create(
         of_blobs,
         lines: input.starts.len() as u64,
         input: input.blob,
+        input_bytes: input.end,
         shards,
         created_ms: now_ms,
         attempts_max: SHARD_ATTEMPTS,
         timeout_ms: DEADLINE_MS,
         deadline_ms: now_ms + DEADLINE_MS,
         waiting_max: tenant.limits.jobs,
+        bytes_max: bytes_max(&tenant.limits),
     };
-    app.jobs.queue.create_batch(batch).await?;
-    app.jobs.wake.notify_one();
+    write_down(&app, batch).await?;
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// A client that goes away must not leave half a batch behind.
+async fn write_down(app: &Arc<App>, batch: NewBatch) -> Result<(), Problem> {
+    let created = tokio::spawn({
+        let app = app.clone();
+        async move { batches::create(&app, batch).await }
+    });
+    created.await.map_err(Problem::internal)??;
+    app.jobs.wake.notify_one();
+    Ok(())
 }
 
 fn unsupported() -> Problem {
@@ -257,8 +270,9 @@ async fn show(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String
 async fn cancel(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Reply {
     let tenant = caller.tenant(&app, Scope::Invoke)?;
     let batch = find(&app, &tenant, id_of(&id)?).await?;
-    let shards = app.jobs.queue.cancel_batch(tenant.name.clone(), batch.id, now_ms()).await?;
-    shards.into_iter().for_each(|shard| app.jobs.abort(shard));
+    app.jobs.queue.cancel_batch(tenant.name.clone(), batch.id, now_ms()).await?;
+    // Those of a large batch end in the background.
+    end_cancelled(&app).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -328,59 +342,9 @@ async fn output(
         return Err(Problem::new(StatusCode::CONFLICT, "batch_running", message)
             .hint("follow its events, or ask for ?partial=true"));
     }
-    let (pieces, receiver) = mpsc::channel(2);
-    let id = batch.id;
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = send_output(&app, id, &pieces) {
-            tracing::error!(batch = %id, %error, "a batch's output cannot be read");
-            let _ = pieces.blocking_send(Err(std::io::Error::other("the output cannot be read")));
-        }
-    });
-    let mut response = Response::new(Body::from_stream(ReceiverStream::new(receiver)));
+    let follower = app.admission(&tenant).follower("batches")?;
+    let mut response = Response::new(disk::output(app, batch.id, follower));
     let kind = HeaderValue::from_static("application/x-ndjson");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
-}
-
-type Pieces = mpsc::Sender<std::io::Result<Bytes>>;
-
-/// The output of every shard that has ended, in the order of the input. Blocks.
-fn send_output(app: &App, batch: JobId, pieces: &Pieces) -> Result<(), JobError> {
-    let mut next = 1;
-    while let Some(shard) = app.jobs.queue.shard_from(batch, next)? {
-        next = shard.first_line + shard.lines;
-        let Some(output) = shard.output.filter(|_| shard.done) else {
-            if shard.done && pieces.blocking_send(Ok(given_up(&shard))).is_err() {
-                return Ok(());
-            }
-            continue;
-        };
-        let mut file = app.jobs.queue.work_file(&output)?;
-        loop {
-            let mut piece = vec![0; 64 * 1024];
-            let read = file.read(&mut piece).map_err(|error| {
-                sandpiper_domain::StoreError::Failed(format!("cannot read an output: {error}"))
-            })?;
-            if read == 0 {
-                break;
-            }
-            piece.truncate(read);
-            if pieces.blocking_send(Ok(piece.into())).is_err() {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What stands for the lines of a shard that was given up.
-fn given_up(shard: &ShardView) -> Bytes {
-    let why = shard.error.as_deref().unwrap_or("its shard was given up");
-    let lines = (shard.first_line..).take(shard.lines as usize);
-    let lines = lines.map(|line| {
-        let message = format!("line {line}: {why}");
-        json!({ "line": line, "error": { "code": "failed", "message": message } }).to_string()
-            + "\n"
-    });
-    lines.collect::<String>().into()
 }

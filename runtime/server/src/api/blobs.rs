@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::{Path, Request, State},
-    response::{IntoResponse, Response},
+    response::IntoResponse,
     routing::{get, put},
 };
 use http::{HeaderValue, StatusCode, header};
@@ -14,12 +13,15 @@ use sandpiper_control::Tenant;
 use sandpiper_domain::{Digest, Scope};
 use serde_json::json;
 
-use super::{Reply, auth::Caller, jobs::time_text, upload};
-use crate::{app::App, batches::blocking, jobs::now_ms, respond::Problem};
+use super::{Reply, auth::Caller, disk, jobs::time_text, upload};
+use crate::{
+    app::App,
+    batches::blocking,
+    jobs::{bytes_max, now_ms},
+    respond::Problem,
+};
 
 const KEPT_MS: u64 = 24 * 3_600_000;
-/// A tenant's blobs together may take so many times the size of one batch.
-const BATCHES: u64 = 4;
 
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new().route("/blobs", put(store)).route("/blobs/{digest}", get(show).delete(delete))
@@ -33,11 +35,11 @@ async fn store(State(app): State<Arc<App>>, caller: Caller, request: Request) ->
     let size = bytes.len() as u64;
     let blob = blocking(&app, move |app| app.jobs.queue.put_work(&bytes)).await?;
     let (digest, expires_ms) = (blob.digest(), now_ms() + KEPT_MS);
-    let bytes_max = BATCHES * (tenant.limits.batch_mib << 20);
-    let owned = app.jobs.queue.own_blob(tenant.name.clone(), blob, size, expires_ms, bytes_max);
+    let most = bytes_max(&tenant.limits);
+    let owned = app.jobs.queue.own_blob(tenant.name.clone(), blob, size, expires_ms, most);
     owned.await.map_err(|error| match error {
         sandpiper_domain::JobError::TenantFull => {
-            let message = "the tenant's blobs are as large together as they may be";
+            let message = "as much is kept of the tenant's blobs, jobs and batches as may be";
             Problem::new(StatusCode::TOO_MANY_REQUESTS, "limit_reached", message)
                 .hint("delete blobs that are no longer needed, or wait a day")
         }
@@ -66,11 +68,10 @@ fn digest_of(text: &str) -> Result<Digest, Problem> {
 async fn show(State(app): State<Arc<App>>, caller: Caller, Path(digest): Path<String>) -> Reply {
     let tenant = caller.tenant(&app, Scope::Invoke)?;
     let digest = digest_of(&digest)?;
-    let bytes = blocking(&app, move |app| {
-        let size = app.jobs.queue.blob_size(&tenant.name, &digest, now_ms())?;
-        size.map(|_| app.jobs.queue.work(&digest)).transpose()
-    });
-    let mut response = Response::new(Body::from(bytes.await?.ok_or_else(Problem::not_found)?));
+    let owner = tenant.clone();
+    let size = blocking(&app, move |app| app.jobs.queue.blob_size(&owner.name, &digest, now_ms()));
+    size.await?.ok_or_else(Problem::not_found)?;
+    let mut response = disk::blob(&app, &tenant, digest).await?;
     let kind = HeaderValue::from_static("application/octet-stream");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)

@@ -7,11 +7,12 @@ use std::sync::{
 
 use dashmap::DashMap;
 use http::StatusCode;
-use sandpiper_domain::TenantName;
+use sandpiper_control::ModelEntry;
+use sandpiper_domain::{ModelName, TenantName};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Reply;
+use super::{Reply, resource::subject};
 use crate::{app::App, respond::Problem};
 use axum::response::IntoResponse;
 
@@ -52,6 +53,11 @@ impl Deployments {
     /// Forgets those of tenants that `keep` refuses.
     pub(crate) fn retain(&self, keep: impl Fn(&TenantName) -> bool) {
         self.stages.retain(|(tenant, ..), _| keep(tenant));
+    }
+
+    /// Forgets how an earlier deployment of this model ended, as every next one does.
+    pub(crate) fn forget_model(&self, tenant: &TenantName, model: &ModelName) {
+        self.stages.remove(&subject::<ModelEntry>(tenant, model));
     }
 
     fn begin(&self, subject: &Subject) -> u64 {

@@ -17,7 +17,6 @@ use sandpiper_domain::{AliasName, FunctionName, Manifest, Scope, TenantName};
 use sandpiper_sandbox::{Purpose, UploadError, check};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Reply,
@@ -27,7 +26,7 @@ use super::{
     upload,
     versions::{PutQuery, aliases_of, retention_json, target_json, timestamp},
 };
-use crate::{app::App, respond::Problem};
+use crate::{app::App, respond::Problem, uploads};
 
 fn url(tenant: &TenantName, function: &FunctionName) -> String {
     format!("/fn/{tenant}/{function}")
@@ -138,7 +137,7 @@ pub(super) async fn put(
 ) -> Reply {
     let tenant = caller.tenant(&app, Scope::Deploy)?;
     let name: FunctionName = name.parse().map_err(Problem::invalid_name)?;
-    let permits = take_upload(&app, &tenant)?;
+    let permits = uploads::enter(&app, &tenant)?;
     let (source, manifest) = upload::component(request, tenant.limits.component_mib).await?;
     let manifest = match manifest {
         None => Manifest::of(name.clone()),
@@ -150,26 +149,10 @@ pub(super) async fn put(
         let message = "the manifest names another function than the request's path";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_manifest", message));
     }
+    check_scale(&tenant, &manifest)?;
     let work = deploy(app.clone(), tenant.clone(), source, manifest, query.activate);
     deployments::run(&app, subject::<Function>(&tenant.name, &name), query.wait, permits, work)
         .await
-}
-
-/// A place among the tenant's uploads and one among the node's. They are held until the upload's bytes are gone.
-pub(super) fn take_upload(
-    app: &App,
-    tenant: &Tenant,
-) -> Result<[OwnedSemaphorePermit; 2], Problem> {
-    let of_tenant = app.admission(tenant).uploads.clone().try_acquire_owned().map_err(|_| {
-        Problem::too_many(
-            "upload_limit",
-            "as many uploads of this tenant are being worked on as may be",
-        )
-    })?;
-    let of_node = app.uploads.clone().try_acquire_owned().map_err(|_| {
-        Problem::busy("node_saturated", "the node is busy with other uploads; try again shortly")
-    })?;
-    Ok([of_tenant, of_node])
 }
 
 /// Judge, compile, store, publish; only then does anybody hear of it.
@@ -207,6 +190,19 @@ async fn deploy(
     runtime.seed(code);
     let body = function.version_json(&app, &tenant.name, version);
     Ok((status, Json(body)).into_response())
+}
+
+/// Refuses what could never be kept ready: the tenant may have fewer alive.
+fn check_scale(tenant: &Tenant, manifest: &Manifest) -> Result<(), Problem> {
+    let (min, most) = (manifest.scale.min, tenant.limits.sandboxes);
+    if min <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "the manifest's `scale.min` of {min} is more than the {most} sandboxes that the tenant may have at once"
+    );
+    let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_manifest", message);
+    Err(problem.hint("lower scale.min, or ask for a higher tier"))
 }
 
 /// Refuses what could never start under its own grant.

@@ -90,7 +90,7 @@ fn version_json(version: &FunctionVersion, runtime: Option<&FunctionRuntime>) ->
     let count = runtime.map(|runtime| runtime.fleet.count()).unwrap_or_default();
     let in_memory = runtime.is_some_and(FunctionRuntime::has_code);
     let scale = &version.manifest.scale;
-    json!({
+    let mut value = json!({
         "version": version.version,
         "mode": scale.mode(),
         "scale": {
@@ -105,7 +105,11 @@ fn version_json(version: &FunctionVersion, runtime: Option<&FunctionRuntime>) ->
         "running": count.running,
         "suspended": count.suspended,
         "waiting": count.waiting,
-    })
+    });
+    if let Some(fault) = count.start_fault {
+        value["start_fault"] = json!({ "code": fault.code(), "message": fault.to_string() });
+    }
+    value
 }
 
 fn instance_json(version: u32, instance: &Instance) -> Value {
@@ -130,6 +134,12 @@ fn event_of(told: &Told) -> Event {
                 value["reason"] = (*reason).into();
             }
             Event::default().event("instance").data(value.to_string())
+        }
+        Told::StartFailed { version, fault } => {
+            let value = json!({
+                "version": version, "code": fault.code(), "message": fault.to_string(),
+            });
+            Event::default().event("start_failed").data(value.to_string())
         }
         Told::Scale { version, wanted, ready, panicking } => {
             let value = json!({

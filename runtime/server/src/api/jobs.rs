@@ -11,12 +11,12 @@ use axum::{
 };
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use sandpiper_control::{JobFilter, JobView, ResultView, Tenant};
-use sandpiper_domain::{FunctionName, JobId, JobQueue, JobState, Scope};
+use sandpiper_domain::{FunctionName, JobError, JobId, JobQueue, JobState, Scope};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{Reply, TheirAnswer, auth::Caller, upload, versions::timestamp};
+use super::{Reply, TheirAnswer, auth::Caller, disk, upload, versions::timestamp};
 use crate::{app::App, batches::blocking, jobs::now_ms, respond::Problem};
 
 const LIMIT: u32 = 100;
@@ -143,14 +143,17 @@ async fn result(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<Stri
                 return Err(expired());
             }
             let found = blocking(&app, move |app| app.jobs.queue.result(job.id)).await?;
-            Ok(replay(found.ok_or_else(expired)?))
+            replay(&app, &tenant, found.ok_or_else(expired)?).await
         }
     }
 }
 
 /// The function's answer as it came.
-fn replay(result: ResultView) -> Response {
-    let mut response = Response::new(Body::from(result.body));
+async fn replay(app: &Arc<App>, tenant: &Tenant, result: ResultView) -> Reply {
+    let mut response = match result.blob {
+        Some(digest) => disk::blob(app, tenant, digest).await?,
+        None => Response::new(Body::from(result.body)),
+    };
     *response.status_mut() =
         StatusCode::from_u16(result.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let of_connection = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
@@ -163,7 +166,7 @@ fn replay(result: ResultView) -> Response {
         }
     }
     response.extensions_mut().insert(TheirAnswer);
-    response
+    Ok(response)
 }
 
 async fn cancel(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Reply {
@@ -198,12 +201,24 @@ async fn redrive(
     job: Option<JobId>,
     function: Option<FunctionName>,
 ) -> Reply {
-    let count = app.jobs.queue.redrive(tenant.name.clone(), job, function, now_ms()).await?;
-    app.jobs.wake.notify_one();
+    let (mut count, waiting_max) = (0, tenant.limits.jobs);
+    loop {
+        let (name, function) = (tenant.name.clone(), function.clone());
+        let more = app.jobs.queue.redrive(name, job, function, waiting_max, now_ms()).await;
+        app.jobs.wake.notify_one();
+        match more {
+            Ok(more) => count += more,
+            Err(JobError::TenantFull) if count > 0 => break,
+            Err(error) => return Err(error.into()),
+        }
+        if job.is_some() || matches!(more, Ok(0)) {
+            break;
+        }
+    }
     Ok(Json(json!({ "redriven": count })).into_response())
 }
 
 async fn secret(State(app): State<Arc<App>>, caller: Caller) -> Reply {
     let tenant = caller.tenant(&app, Scope::Keys)?;
-    Ok(Json(json!({ "secret": app.jobs.secrets.of(&tenant.name) })).into_response())
+    Ok(Json(json!({ "secret": app.jobs.secrets.of(&tenant) })).into_response())
 }

@@ -18,6 +18,7 @@ mod auth;
 mod batches;
 mod blobs;
 mod deployments;
+mod disk;
 mod functions;
 mod instances;
 mod jobs;
@@ -124,7 +125,7 @@ pub(crate) async fn answer(
             }
             response
         }
-        None => response.map(EdgeBody::Api),
+        None => response.map(EdgeBody::api),
     };
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use axum::extract::Request;
-use bytes::Bytes;
 use http::StatusCode;
-use sandpiper_domain::{ModelOptions, NamedTensor};
+use sandpiper_domain::ModelOptions;
 
 use super::upload;
-use crate::{respond::Problem, samples};
+use crate::{respond::Problem, samples, uploads::ModelUpload};
 
 /// What options and samples may add to a model.
 const EXTRA_MIB: u64 = 8;
@@ -45,14 +44,6 @@ impl Wanted {
         ModelOptions::from_texts(&wanted.options).map_err(invalid_option)?;
         Ok(wanted)
     }
-}
-
-/// A model version to be, as it came.
-pub(super) struct ModelUpload {
-    pub(super) bytes: Bytes,
-    pub(super) options: ModelOptions,
-    /// The samples as JSON, to be stored, and what they say.
-    pub(super) samples: Option<(Bytes, Vec<Vec<NamedTensor>>)>,
 }
 
 /// Reads the body: the file alone, or the parts `model`, `options` (TOML) and `samples` (JSON).

@@ -9,11 +9,10 @@ use axum::{
 };
 use http::StatusCode;
 use sandpiper_control::{
-    AliasChange, Catalog, CatalogError, ModelEntry, ModelGrants, ModelVersion, NewModel, Placement,
+    AliasChange, Catalog, CatalogError, ModelEntry, ModelGrants, ModelVersion, Placement,
     PutOutcome, Tenant, Versions,
 };
-use sandpiper_domain::{AliasName, Model, ModelKey, ModelName, ModelOptions, Scope, TenantName};
-use sandpiper_inference::ModelSpec;
+use sandpiper_domain::{AliasName, ModelKey, ModelName, ModelOptions, Scope, TenantName};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -22,14 +21,17 @@ use super::{
     Reply,
     auth::Caller,
     deployments,
-    functions::take_upload,
-    model_upload::{self, ModelUpload, Wanted},
+    model_upload::{self, Wanted},
     profile,
     resource::{Resource, find, subject},
     upload,
     versions::{RetentionBody, aliases_of, retention_json, timestamp},
 };
-use crate::{app::App, respond::Problem};
+use crate::{
+    app::App,
+    respond::Problem,
+    uploads::{self, ModelUpload},
+};
 
 impl Resource for ModelEntry {
     type Name = ModelName;
@@ -153,7 +155,7 @@ pub(super) async fn put(
     let tenant = caller.tenant(&app, Scope::Models)?;
     let name: ModelName = name.parse().map_err(Problem::invalid_name)?;
     let wanted = Wanted::of(query)?;
-    let permits = take_upload(&app, &tenant)?;
+    let permits = uploads::enter(&app, &tenant)?;
     let upload = model_upload::read(request, &wanted, tenant.limits.model_mib).await?;
     let work = upload_model(app.clone(), tenant.clone(), name.clone(), upload, wanted.activate);
     deployments::run(&app, subject::<ModelEntry>(&tenant.name, &name), wanted.wait, permits, work)
@@ -167,54 +169,14 @@ async fn upload_model(
     upload: ModelUpload,
     activate: bool,
 ) -> Reply {
-    let ModelUpload { bytes, options, samples } = upload;
-    let (samples_json, samples) = samples.unzip();
-    // Hashing a large file takes a while.
-    let spec = app.blocking({
-        let bytes = bytes.clone();
-        let (options, samples) = (options.clone(), samples.unwrap_or_default());
-        move |_| ModelSpec { options, samples, ..bytes.into() }
-    });
-    let loaded = app.inference.inspect_for(&tenant.name, spec.await?).await?;
-    if options.pinned {
-        // What has been deleted meanwhile, or is pointed at no more, holds no pin.
-        app.settle_pins();
-        app.inference.may_pin(&loaded, &tenant.name, &name)?;
-    }
-    let (owner, model, now) = (tenant.name.clone(), name.clone(), OffsetDateTime::now_utc());
-    let signature = loaded.signature().clone();
-    let measurement = serde_json::to_value(loaded.measurement()).unwrap_or_default();
-    let outcome = app.blocking(move |app| {
-        let blob = app.catalog.put_blob(&bytes)?;
-        let samples = samples_json.map(|json| app.catalog.put_blob(&json)).transpose()?;
-        let options = options.to_texts();
-        let new = NewModel { blob, signature, options, samples, measurement };
-        app.catalog.put_model(&owner, &model, &new, activate, now).map_err(Problem::from)
-    });
-    let outcome = outcome.await??;
-    let version = outcome.version();
-    if activate {
-        app.models.restore(&tenant.name, &name);
-    }
-    let key =
-        ModelKey { tenant: tenant.name.clone(), model: name.clone(), version: version.version };
+    let outcome = uploads::deploy_model(&app, &tenant, &name, upload, activate, |_| Ok(())).await?;
     let status = match &outcome {
         PutOutcome::Created(_) => StatusCode::CREATED,
         PutOutcome::Unchanged(_) => StatusCode::OK,
     };
-    // What `live` has moved away from makes room first. A version that nothing points to yet takes the place of none
-    // that is in use.
-    app.settle_pins();
-    if activate
-        && app.inference.peek(&key).is_none()
-        && let Err(error) = app.inference.register(key, loaded)
-    {
-        tracing::warn!(tenant = %tenant.name, model = %name, %error, "a model is not in memory yet");
-    }
-    app.sweep_soon();
     let snapshot = app.catalog.snapshot();
     let model = snapshot.model(&tenant.name, &name).ok_or_else(Problem::not_found)?;
-    Ok((status, Json(model.version_json(&app, &tenant.name, version))).into_response())
+    Ok((status, Json(model.version_json(&app, &tenant.name, outcome.version()))).into_response())
 }
 
 pub(super) async fn retain(

@@ -15,7 +15,7 @@ use http::StatusCode;
 use sandpiper_control::{
     Alias, Cause, Function, Health, NewRollout, Placement, RolloutEnd, Tenant,
 };
-use sandpiper_domain::{Manifest, Scope};
+use sandpiper_domain::{AliasName, Manifest, Scope};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
@@ -27,7 +27,7 @@ use super::{
     upload,
     versions::{RetentionBody, alias_name, retention_json, timestamp, version_number},
 };
-use crate::{app::App, respond::Problem, rollouts};
+use crate::{app::App, respond::Problem};
 
 pub(super) fn routes() -> Router<Arc<App>> {
     let alias = "/functions/{name}/aliases/{alias}";
@@ -85,7 +85,7 @@ async fn begin(
     app.blocking(work).await??;
     let (tenant, function) = find::<Function>(&app, &caller, Scope::Deploy, &name)?;
     let there = function.versions.alias(&of).ok_or_else(Problem::not_found)?;
-    let body = rollout_json(&app, &tenant, &function, &alias, there);
+    let body = rollout_json(&app, &tenant, &function, &of, there);
     Ok((StatusCode::CREATED, Json(body.ok_or_else(Problem::not_found)?)).into_response())
 }
 
@@ -95,8 +95,9 @@ async fn show(
     Path((name, alias)): Path<(String, String)>,
 ) -> Reply {
     let (tenant, function) = find::<Function>(&app, &caller, Scope::Deploy, &name)?;
-    let there = function.versions.alias(&alias_name(&alias)?).ok_or_else(Problem::not_found)?;
-    let body = rollout_json(&app, &tenant, &function, &alias, there);
+    let of = alias_name(&alias)?;
+    let there = function.versions.alias(&of).ok_or_else(Problem::not_found)?;
+    let body = rollout_json(&app, &tenant, &function, &of, there);
     Ok(Json(body.ok_or_else(Problem::not_found)?).into_response())
 }
 
@@ -121,12 +122,14 @@ fn rollout_json(
     app: &App,
     tenant: &Tenant,
     function: &Function,
-    alias: &str,
+    alias: &AliasName,
     there: &Alias,
 ) -> Option<Value> {
     if let Some(rollout) = &there.rollout {
-        let candidate = function.versions.get(rollout.candidate)?;
-        let seen = rollouts::observed(app, tenant, candidate);
+        let name = (tenant.name.clone(), function.name.clone(), alias.clone());
+        let seen = app.rollouts.seen(name, rollout);
+        let (candidate, stable) =
+            seen.map(|seen| (seen.candidate, seen.stable)).unwrap_or_default();
         return Some(json!({
             "alias": alias,
             "state": "baking",
@@ -138,9 +141,16 @@ fn rollout_json(
             "error_rate_max": rollout.health.error_rate_max,
             "p99_ms_max": rollout.health.p99_ms_max,
             "requests_min": rollout.health.requests_min,
-            "requests": seen.requests,
-            "errors": seen.errors,
-            "p99_ms": seen.p99_ms,
+            "requests": candidate.requests,
+            "errors": candidate.errors,
+            "cancelled": candidate.cancelled,
+            "p99_ms": candidate.p99_ms,
+            "stable_seen": {
+                "requests": stable.requests,
+                "errors": stable.errors,
+                "cancelled": stable.cancelled,
+                "p99_ms": stable.p99_ms,
+            },
         }));
     }
     let ended = there.last_rollout.as_ref()?;

@@ -6,14 +6,14 @@ use axum::{
     body::Body,
     extract::{FromRequest, Multipart, Request},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{StatusCode, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    edge::{Paced, TooSlow},
+    edge::{Paced, TooSlow, Whole},
     respond::Problem,
 };
 
@@ -43,10 +43,15 @@ pub(super) async fn read(request: Request, what: &str, limit_mib: u64) -> Result
     if request.body().size_hint().lower() > limit {
         return Err(Problem::too_large(what, limit_mib));
     }
-    match Limited::new(Paced::new(request.into_body()), limit as usize).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) => Err(refusal(&*error, Problem::too_large(what, limit_mib))),
+    let mut whole = Whole::announced(&request.body().size_hint());
+    let mut body = Limited::new(Paced::new(request.into_body()), limit as usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| refusal(&*e, Problem::too_large(what, limit_mib)))?;
+        if let Ok(data) = frame.into_data() {
+            whole.push(&data);
+        }
     }
+    Ok(whole.into_bytes())
 }
 
 /// A small JSON body; an empty one is an empty object.
@@ -114,9 +119,9 @@ pub(super) async fn parts(
                 "the multipart body may hold the parts `{known}`, each once"
             )));
         };
-        let mut bytes = BytesMut::new();
+        let mut bytes = Whole::default();
         while let Some(chunk) = part.chunk().await.map_err(refuse)? {
-            bytes.extend_from_slice(&chunk);
+            bytes.push(&chunk);
             if name == what && bytes.len() as u64 > limit_mib << 20 {
                 return Err(Problem::too_large(what, limit_mib));
             }
@@ -131,7 +136,7 @@ pub(super) async fn parts(
         if name != what {
             extra_left -= bytes.len();
         }
-        parts.insert(name, bytes.freeze());
+        parts.insert(name, bytes.into_bytes());
     }
     if !parts.contains_key(what) {
         return Err(Problem::bad_request(format!("the part `{what}` is missing")));

@@ -6,8 +6,10 @@ pub(crate) const LINE_BYTES_MAX: u64 = 1 << 20;
 pub(crate) const LINES_MAX: usize = 1_000_000;
 /// A batch is cut into about so many shards…
 const SHARDS: u64 = 200;
-/// …of so many lines at most.
-const SHARD_LINES_MAX: u64 = 500;
+/// …of so many lines at most…
+const SHARD_LINES_MAX: usize = 500;
+/// …and of so many bytes, which a worker has in memory. A line is shorter.
+const SHARD_BYTES_MAX: u64 = 4 << 20;
 
 /// Finds the lines of what comes bit by bit.
 #[derive(Debug, Default)]
@@ -56,15 +58,20 @@ impl Cutter {
 /// A shard: its first line from 1, its lines, where it begins, its length.
 pub(crate) type Part = (u64, u64, u64, u64);
 
-/// The shards of these lines, `shard_lines` each or as many as suit the batch.
+/// The shards of these lines, `shard_lines` each or as many as suit the batch; fewer where they are long.
 pub(crate) fn cut(starts: &[u64], end: u64, shard_lines: Option<u64>) -> Vec<Part> {
     let suits = (starts.len() as u64).div_ceil(SHARDS);
-    let size = shard_lines.unwrap_or(suits).clamp(1, SHARD_LINES_MAX) as usize;
+    let most = (shard_lines.unwrap_or(suits) as usize).clamp(1, SHARD_LINES_MAX);
     let mut parts = Vec::new();
-    for (number, lines) in starts.chunks(size).enumerate() {
-        let next = starts.get((number + 1) * size).copied().unwrap_or(end);
-        let begin = lines.first().copied().unwrap_or(end);
-        parts.push(((number * size) as u64 + 1, lines.len() as u64, begin, next - begin));
+    let (mut first, mut begin) = (0, starts.first().copied().unwrap_or(end));
+    for line in 1..=starts.len() {
+        let next = |line: usize| starts.get(line).copied().unwrap_or(end);
+        let is_full = line - first == most || next(line + 1) - begin > SHARD_BYTES_MAX;
+        if is_full || line == starts.len() {
+            let bytes = next(line) - begin;
+            parts.push((first as u64 + 1, (line - first) as u64, begin, bytes));
+            (first, begin) = (line, next(line));
+        }
     }
     parts
 }
@@ -89,6 +96,14 @@ mod tests {
         let mut cutter = Cutter::default();
         cutter.take(b"1\n").unwrap();
         assert_eq!(cutter.take(&[b'x'; (1 << 20) + 2]), Err(Cut::LineTooLong(2)));
+    }
+
+    #[test]
+    fn long_lines_make_short_shards() {
+        let starts: Vec<u64> = (0..100).map(|line| line << 20).collect();
+        let parts = cut(&starts, 100 << 20, Some(500));
+        assert_eq!((parts.len(), parts[0]), (25, (1, 4, 0, 4 << 20)));
+        assert_eq!(parts[24], (97, 4, 96 << 20, 4 << 20));
     }
 
     proptest! {

@@ -55,7 +55,7 @@ async fn invoke(
     let job = jobs::prefers_async(request.headers()).then(|| caller_of_job(app, &request));
     let job = job.transpose()?;
     let (request, overflow) = for_guest(request, &target, peer, request_id_header)?;
-    let Target { version, grant, runtime, cookie, .. } = target;
+    let Target { version, grant, runtime, cookie, trial, .. } = target;
     let limit_mib = grant.sandbox.request_body_mib;
     if let Some(selector) = job {
         let accepted = jobs::accept(app, Accepted { version, grant, selector }, request).await;
@@ -65,7 +65,8 @@ async fn invoke(
         return accepted;
     }
     let lane = Lane::Interactive;
-    let work = Work { version, grant, runtime, lane, request_id: request_id.clone() };
+    let request_id = request_id.clone();
+    let work = Work { version, grant, runtime, lane, request_id, trial };
     let response = run(app, work, request).await;
     // Whatever the guest made of it: the body was cut off.
     if overflow.is_some_and(|overflow| overflow.load(Relaxed)) {

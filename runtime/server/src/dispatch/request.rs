@@ -52,7 +52,8 @@ pub(super) fn for_guest(
     let overflow = body.size_hint().exact().is_none().then(Arc::<AtomicBool>::default);
     let left = overflow.clone().map(|overflow| (limit, overflow));
     let taken = Transferred::new(target.runtime.meter.clone(), Counted::BytesIn);
-    Ok((Request::from_parts(parts, RequestBody { body, left, taken }), overflow))
+    let body = RequestBody { body, left, taken, unread: peer.unread.clone() };
+    Ok((Request::from_parts(parts, body), overflow))
 }
 
 /// Sees to it that there is one `host` header, whatever the protocol calls it: HTTP/2 puts it in the URI, HTTP/1.0 may
@@ -112,6 +113,8 @@ pub(super) struct RequestBody {
     body: Incoming,
     left: Option<(u64, Arc<AtomicBool>)>,
     taken: Transferred,
+    /// No longer so when it has been read to its end.
+    unread: Arc<AtomicBool>,
 }
 
 /// Why a guest could not read on.
@@ -134,7 +137,10 @@ impl Body for RequestBody {
         let frame = match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
-            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(None) => {
+                self.unread.store(false, Relaxed);
+                return Poll::Ready(None);
+            }
             Poll::Pending => return Poll::Pending,
         };
         if let (Some((left, overflow)), Some(data)) = (&mut self.left, frame.data_ref()) {
@@ -148,6 +154,9 @@ impl Body for RequestBody {
         }
         let bytes = frame.data_ref().map_or(0, Bytes::len);
         self.taken.add(bytes);
+        if self.body.is_end_stream() {
+            self.unread.store(false, Relaxed);
+        }
         Poll::Ready(Some(Ok(frame)))
     }
 

@@ -9,7 +9,7 @@ use sandpiper_domain::{Auth, Grant, Scope, Selector};
 use time::OffsetDateTime;
 
 use super::{PREFIX, bearer};
-use crate::{app::App, functions::FunctionRuntime, respond::Problem, sticky};
+use crate::{app::App, functions::FunctionRuntime, respond::Problem, sticky, window::Trial};
 
 /// `/fn/{tenant}/{function}[@{alias|version}]/{path…}`, taken apart.
 ///
@@ -48,6 +48,8 @@ pub(super) struct Target {
     pub(super) strip_key: bool,
     /// What keeps the caller on this version from now on.
     pub(super) cookie: Option<HeaderValue>,
+    /// There where a rollout has sent it.
+    pub(super) trial: Option<Trial>,
 }
 
 /// Finds the function and checks that the caller may invoke it.
@@ -62,13 +64,15 @@ pub(super) fn find(app: &App, request: &Request<Incoming>) -> Result<Target, Pro
         let selector = route.selector.as_ref().unwrap_or(&LIVE);
         let (tenant, name) = (route.tenant, route.function);
         let found = snapshot.find_function(tenant, name, selector, |alias| {
-            let picked = sticky::pick(alias, tenant, name, request.headers());
+            // Where the caller is, whatever alias it has named: its cookie is for there.
+            let path = &request.uri().path()[..route.rest];
+            let picked = sticky::pick(alias, tenant, name, path, request.headers());
             cookie = picked.1;
             picked.0
         })?;
-        Some((found, route.rest))
+        Some((found, selector, route.rest))
     });
-    let is_public = found.is_some_and(|(found, _)| found.version.manifest.auth == Auth::Public);
+    let is_public = found.is_some_and(|(found, ..)| found.version.manifest.auth == Auth::Public);
     let strip_key = if is_public {
         bearer.is_some_and(|key| app.catalog.find_key(key, now()) != Err(KeyError::Malformed))
     } else {
@@ -76,10 +80,13 @@ pub(super) fn find(app: &App, request: &Request<Incoming>) -> Result<Target, Pro
         check_caller(app.catalog.find_key(key, now())?, route.as_ref())?;
         true
     };
-    let (Found { tenant, version, grant }, rest) = found.ok_or_else(Problem::not_found)?;
+    let (found, selector, rest) = found.ok_or_else(Problem::not_found)?;
+    let trial = app.rollouts.trial(&found, selector);
+    let Found { tenant, version, grant, .. } = found;
     let runtime =
         app.functions.get(&tenant.name, &version.manifest.name, version, || app.admission(tenant));
-    Ok(Target { version: version.clone(), grant: grant.clone(), runtime, rest, strip_key, cookie })
+    let (version, grant) = (version.clone(), grant.clone());
+    Ok(Target { version, grant, runtime, rest, strip_key, cookie, trial })
 }
 
 /// Checks the caller of a request that is to become a job, and gives the version it asks for. Whoever has no key could

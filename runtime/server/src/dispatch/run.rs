@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use sandpiper_control::{Counted, FunctionVersion};
-use sandpiper_domain::{Band, Fault, Grant, Lane, Mode, Share, TenantName, Usage};
+use sandpiper_domain::{Activity, Band, Fault, Grant, Lane, Mode, Share, TenantName, Usage};
 use sandpiper_sandbox::{FunctionCode, Invocation, Keeper, Observer, Outcome, Source};
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     fleet::Running,
     functions::FunctionRuntime,
     respond::{ERROR_HEADER, Problem},
+    window::Trial,
 };
 
 /// How long a request waits for code that has to be loaded or compiled first.
@@ -35,6 +36,8 @@ pub(crate) struct Work {
     pub(crate) runtime: Arc<FunctionRuntime>,
     pub(crate) lane: Lane,
     pub(crate) request_id: Arc<str>,
+    /// There where a rollout has sent it.
+    pub(crate) trial: Option<Trial>,
 }
 
 /// Gates, code, sandbox. The response's body keeps the places.
@@ -48,27 +51,38 @@ where
     B::Error: std::error::Error,
 {
     let began = Instant::now();
-    let Work { version, grant, runtime, lane, request_id } = work;
+    let Work { version, grant, runtime, lane, request_id, trial } = work;
     let share = match lane {
         Lane::Batch => Share { band: Band::Low, ..grant.tenant.share() },
         Lane::Interactive | Lane::Job => grant.tenant.share(),
     };
     check_inference(app, &runtime, &grant, share)?;
     let waiting = runtime.fleet.wait();
-    let entry = runtime.tenant.enter(&runtime.gate, lane).await?;
+    let entry = runtime.tenant.enter(&runtime.gate, lane, began).await?;
     drop(waiting);
-    let (running, ready) = Running::begin(&runtime, &grant, entry.clone());
+    // Both began when the place was there.
+    let trial = trial.map(|trial| (Arc::new(trial), entry.began()));
+    let (running, ready) = Running::begin(&runtime, &grant, entry.clone(), entry.began());
     let source = match ready {
         Some(sandbox) => Source::Ready(sandbox),
-        None => Source::Fresh(code(app, &runtime, &version).await?),
+        None => Source::Fresh(match runtime.loaded() {
+            Some(code) => code,
+            None => code(app, &runtime, &version).await?,
+        }),
     };
     let keeper = (runtime.fleet.mode == Mode::Reused).then(|| {
         let running = running.clone();
         Box::new(move |sandbox| running.keep(sandbox)) as Keeper
     });
     let access = app.settings.access_log.then(|| Access::of(&grant, &version, &request_id));
-    let observer =
-        Box::new(End { running: running.clone(), lane, began, access, _entry: entry.clone() });
+    let observer = Box::new(End {
+        running: running.clone(),
+        lane,
+        began,
+        trial: trial.clone(),
+        access,
+        entry: entry.clone(),
+    });
     let invocation = Invocation {
         grant,
         log: runtime.log.clone(),
@@ -80,19 +94,18 @@ where
         keeper,
     };
     let mut response = app.sandboxes.invoke(source, request, invocation).await?;
+    if let Some((trial, _)) = &trial {
+        trial.answered(response.status());
+    }
     if response.status().is_informational() {
         // Not the last word of any exchange, and no function may switch protocols.
-        runtime.window.failed();
         return Err(Fault::NoResponse.into());
-    }
-    if response.status().is_server_error() {
-        runtime.window.failed();
     }
     // This header is ours to set.
     response.headers_mut().remove(ERROR_HEADER);
-    // The places are kept until the client has the whole response, which is in memory until then.
+    // The place among those alive is kept until the client has the whole response, which is in memory until then.
     let sent = Transferred::new(runtime.meter.clone(), Counted::BytesOut);
-    Ok(response.map(|body| EdgeBody::Guest { body, sent, _places: entry }))
+    Ok(response.map(|body| EdgeBody::guest(body, sent, entry)))
 }
 
 /// Turns away what would only wait in a sandbox for a model, and in vain.
@@ -113,7 +126,7 @@ fn check_inference(
     Err(told(Refusal { cause: Cause::Inference, retry_after }))
 }
 
-/// The function's code; it compiled when it was deployed, so that a failure is the node's.
+/// The function's code, where it is not in memory; it compiled when it was deployed, so that a failure is the node's.
 async fn code(
     app: &Arc<App>,
     runtime: &Arc<FunctionRuntime>,
@@ -135,8 +148,10 @@ struct End {
     running: Arc<Running>,
     lane: Lane,
     began: Instant,
+    /// With the moment it was let in: what it waited for before that was others.
+    trial: Option<(Arc<Trial>, Instant)>,
     access: Option<Access>,
-    _entry: Arc<Entry>,
+    entry: Arc<Entry>,
 }
 
 /// What an access line tells besides the outcome.
@@ -158,19 +173,25 @@ impl Access {
 
 impl Observer for End {
     fn ended(self: Box<Self>, outcome: Outcome, usage: Usage) {
-        let took = self.began.elapsed();
+        // It runs no longer, however long its client takes to read what it has said.
+        self.entry.suspend();
+        let now = Instant::now();
+        let took = now - self.began;
         let runtime = self.running.runtime();
         runtime.metrics.record(outcome, &usage, took);
-        runtime.window.record(outcome, took);
+        if let Some((trial, entered)) = &self.trial {
+            trial.ended(outcome, now - *entered);
+        }
         runtime.meter.invoked(outcome, &usage, self.lane);
         if outcome == Outcome::Completed {
             runtime.habits.learn(&usage);
         }
-        self.running.end(match outcome {
+        let reason = match outcome {
             Outcome::Completed => "served_out",
             Outcome::Cancelled => "cancelled",
             Outcome::Faulted(_) => "fault",
-        });
+        };
+        self.running.end(reason, now);
         let Some(access) = &self.access else { return };
         let outcome = match outcome {
             Outcome::Completed => "completed",

@@ -4,6 +4,8 @@
 //! Serving ──SIGTERM──▶ Leaving ──drain_delay_ms──▶ Draining ──drain_ms at most──▶ ended
 //!    └──SIGUSR2: a new process listens──────────────▲         (a second signal ends it at once)
 //! ```
+//!
+//! A signal that comes while a new process takes over counts for both.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,6 +21,7 @@ use tokio::{
 use super::{
     Server, serve_metrics,
     successor::{Passed, Predecessor, Successor},
+    supervisor,
 };
 use crate::{
     app::App,
@@ -53,7 +56,12 @@ pub enum Ended {
 enum Why {
     Told,
     ToldTwice,
-    Replaced,
+    /// By another process; and whether the two were told to end while it took over.
+    Replaced {
+        told: bool,
+    },
+    /// The data folder was given away, and could not be had back.
+    Bereft,
 }
 
 struct Signals {
@@ -147,13 +155,19 @@ pub(crate) async fn serve(
         predecessor.relieve();
     }
     tracing::info!(%address, pid = std::process::id(), "listening");
+    supervisor::ready();
     if let Some(on_ready) = options.on_ready.take() {
         on_ready(address);
     }
     let graceful = GracefulShutdown::new();
     let server = Server::new(app.clone());
     let why = accept(&server, &sockets, &graceful, &mut signals, &command).await;
-    Ok(end(&app, sockets, scrapes, graceful, signals, why).await)
+    let ended = end(&app, sockets, scrapes, graceful, signals, why).await;
+    anyhow::ensure!(
+        why != Why::Bereft,
+        "the data folder could not be taken back; the log says why"
+    );
+    Ok(ended)
 }
 
 /// Accepts connections until the node is to end or another process does it.
@@ -165,41 +179,105 @@ async fn accept(
     command: &OwnCommand,
 ) -> Why {
     let app = &server.app;
-    loop {
+    let why = loop {
         tokio::select! {
             never = server.accept(&sockets.listener, graceful) => match never {},
-            () = signals.stop.told() => break,
+            () = signals.stop.told() => break Why::Told,
             _ = signals.replace.recv() => {}
         }
-        // It gets ready while this process goes on.
-        let successor = Successor::start(command, &sockets.listener, sockets.metrics.as_deref());
-        let successor = tokio::select! {
-            never = server.accept(&sockets.listener, graceful) => match never {},
-            () = signals.stop.told() => break,
-            successor = successor => successor,
-        };
-        let replaced = match successor {
-            Ok(successor) => successor.take_over(app).await,
-            Err(error) => Err(error),
-        };
-        match replaced {
-            Ok(pid) => {
-                tracing::info!(pid, "a new process has taken over");
-                return Why::Replaced;
-            }
+        match replace(server, sockets, graceful, &mut signals.stop, command).await {
+            Ok(Why::Told) => break Why::Told,
+            Ok(why) => return why,
             Err(error) => {
                 let error = format!("{error:#}");
                 tracing::error!(error, "no new process took over; this one goes on");
             }
         }
-    }
+        let reclaimed = tokio::select! {
+            reclaimed = shutdown::reclaim(app) => reclaimed,
+            () = signals.stop.told() => break Why::Told,
+        };
+        if let Err(error) = reclaimed {
+            let error = format!("{error:#}");
+            tracing::error!(error, "the data folder could not be taken back; this process ends");
+            break Why::Bereft;
+        }
+    };
     app.enter(Phase::Leaving);
+    supervisor::stopping();
     let delay = Duration::from_millis(app.settings.drain_delay_ms);
     tracing::info!(delay_ms = app.settings.drain_delay_ms, "leaving");
     tokio::select! {
         never = server.accept(&sockets.listener, graceful) => match never {},
-        () = tokio::time::sleep(delay) => Why::Told,
+        () = tokio::time::sleep(delay) => why,
         () = signals.stop.told() => Why::ToldTwice,
+    }
+}
+
+/// Has a new process take over. After an error, this one has yet to take the data folder back.
+async fn replace(
+    server: &Server,
+    sockets: &Sockets,
+    graceful: &GracefulShutdown,
+    stop: &mut Stop,
+    command: &OwnCommand,
+) -> anyhow::Result<Why> {
+    let app = &server.app;
+    anyhow::ensure!(
+        supervisor::allows_replacement(std::process::id()),
+        "this is the first process of its container, which ends with it; start a new container instead"
+    );
+    let prepared = async {
+        let successor = Successor::start(command, &sockets.listener, sockets.metrics.as_deref());
+        let successor = successor.await?;
+        shutdown::pause(app).await;
+        anyhow::Ok(successor)
+    };
+    // It gets ready while this process goes on.
+    let mut successor = tokio::select! {
+        never = server.accept(&sockets.listener, graceful) => match never {},
+        () = stop.told() => return Ok(Why::Told),
+        successor = prepared => successor?,
+    };
+    // From here on new clients wait, for the one process or the other.
+    tokio::select! {
+        () = shutdown::release(app) => {}
+        () = stop.told() => return Ok(Why::Told),
+    }
+    let Some((served, told)) = serves(&mut successor, stop).await else {
+        return Ok(Why::ToldTwice);
+    };
+    match served {
+        Ok(()) => {}
+        Err(_) if told => return Ok(Why::Told),
+        Err(error) => {
+            return Err(error.context("the new process could not take over; its log says why"));
+        }
+    }
+    let pid = successor.let_go();
+    supervisor::replaced_by(pid);
+    tracing::info!(pid, "a new process has taken over");
+    Ok(Why::Replaced { told })
+}
+
+/// Waits until the new process serves, or cannot; says too whether this one was told to end meanwhile, or nothing where
+/// it was told twice.
+async fn serves(successor: &mut Successor, stop: &mut Stop) -> Option<(anyhow::Result<()>, bool)> {
+    let mut told = false;
+    let (process, serves) = successor.take_over();
+    let mut serves = std::pin::pin!(serves);
+    loop {
+        tokio::select! {
+            served = &mut serves => return Some((served, told)),
+            () = stop.told() => {
+                if told {
+                    return None;
+                }
+                told = true;
+                // It may serve by now, or be about to: it ends as this process does.
+                process.terminate();
+            }
+        }
     }
 }
 
@@ -217,14 +295,15 @@ async fn end(
     }
     app.enter(Phase::Draining);
     drop(sockets);
-    if let (Why::Replaced, Some(scrapes)) = (why, scrapes) {
+    let is_replaced = matches!(why, Why::Replaced { .. });
+    if let (true, Some(scrapes)) = (is_replaced, scrapes) {
         scrapes.abort();
     }
     let limit = Duration::from_millis(app.settings.drain_ms);
     tracing::info!(connections = graceful.count(), "draining");
     let mut stopped = std::pin::pin!(shutdown::stop(app, graceful.shutdown(), limit));
     // Whoever replaced the node may tell the old process to end, which it does already.
-    let mut may_be_told = why == Why::Replaced;
+    let mut may_be_told = why == Why::Replaced { told: false };
     loop {
         tokio::select! {
             () = &mut stopped => return Ended::Drained,

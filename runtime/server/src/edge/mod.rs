@@ -21,22 +21,25 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, TryAcquireError},
 };
 
 mod body;
+mod flow;
 mod guard;
-mod held;
 mod lifetime;
 mod pace;
 mod successor;
+mod supervisor;
 mod watched;
+mod whole;
 
 pub(crate) use body::EdgeBody;
 pub use lifetime::Ended;
 pub(crate) use lifetime::{Phase, serve};
 pub(crate) use pace::{Paced, TooSlow};
 pub(crate) use watched::{Unread, Watched};
+pub(crate) use whole::Whole;
 
 use crate::{
     api,
@@ -52,10 +55,14 @@ pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The head of an HTTP/1.1 request, and what hyper buffers of a body beyond it.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const H2_HEADER_BYTES_MAX: u32 = 16 * 1024;
-const H2_STREAMS_MAX: u32 = 200;
-/// How much of a body that nobody reads a client may send over HTTP/2: for one stream, and for all of a connection.
-const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+const H2_STREAMS_MAX: u32 = 128;
+/// How much of a body that nobody reads a client may send over HTTP/2.
+const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+/// Every stream of a connection may be left unread, and the next one still be read.
+const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
+/// Bodies that come over HTTP/2 and are not answered yet, over all connections: 2 GiB if nobody reads them. Those who
+/// read on in an answer that has begun are no more than there are sandboxes.
+const H2_BODIES_MAX: usize = 16 * 1024;
 
 /// Who is at the other end of a connection.
 pub(crate) struct Peer {
@@ -63,15 +70,21 @@ pub(crate) struct Peer {
     pub(crate) is_trusted: bool,
     /// Its address, for `x-forwarded-for`.
     pub(crate) address: HeaderValue,
+    /// Over HTTP/1.1: something of the latest request's body may be unread.
+    pub(crate) unread: Arc<AtomicBool>,
+    /// Places for bodies that come over HTTP/2, those of the node.
+    bodies: Arc<Semaphore>,
 }
 
 impl Peer {
-    fn new(address: IpAddr, app: &App) -> Self {
+    fn new(address: IpAddr, app: &App, bodies: Arc<Semaphore>) -> Self {
         let address = address.to_canonical();
         Peer {
             is_trusted: app.settings.trusted_proxies.contains(&address),
             address: HeaderValue::from_str(&address.to_string())
                 .unwrap_or(HeaderValue::from_static("unknown")),
+            unread: Arc::default(),
+            bodies,
         }
     }
 }
@@ -81,6 +94,7 @@ struct Server {
     routes: axum::Router,
     http: auto::Builder<TokioExecutor>,
     connections: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
 }
 
 impl Server {
@@ -100,7 +114,8 @@ impl Server {
             .keep_alive_timeout(Duration::from_secs(20));
         let routes = api::routes(app.clone());
         let connections = Arc::new(Semaphore::new(app.settings.connections_max));
-        Server { app, routes, http, connections }
+        let bodies = Arc::new(Semaphore::new(H2_BODIES_MAX));
+        Server { app, routes, http, connections, bodies }
     }
 
     /// Accepts connections for as long as it is polled.
@@ -129,12 +144,11 @@ impl Server {
     ) {
         let _ = stream.set_nodelay(true);
         let (app, routes) = (self.app.clone(), self.routes.clone());
-        let peer = Arc::new(Peer::new(peer.ip(), &app));
-        let unread = Arc::<AtomicBool>::default();
-        let io = guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT, unread.clone());
-        let service = service_fn(move |request| {
-            answer(app.clone(), routes.clone(), peer.clone(), unread.clone(), request)
-        });
+        let peer = Arc::new(Peer::new(peer.ip(), &app, self.bodies.clone()));
+        let unread = peer.unread.clone();
+        let io = guard::Guarded::new(stream, HEAD_TIMEOUT, STALL_TIMEOUT, unread);
+        let service =
+            service_fn(move |request| answer(app.clone(), routes.clone(), peer.clone(), request));
         let io = TokioIo::new(io);
         let connection = self.http.serve_connection(io, service).into_owned();
         let connection = graceful.watch(connection);
@@ -157,14 +171,19 @@ async fn answer(
     app: Arc<App>,
     routes: axum::Router,
     peer: Arc<Peer>,
-    unread: Arc<AtomicBool>,
     request: Request<Incoming>,
 ) -> Result<Response<EdgeBody>, Infallible> {
     let may_leave_body = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
+    peer.unread.store(may_leave_body, Relaxed);
+    let Ok(_place) = place_of_body(&peer.bodies, request.version(), request.body()) else {
+        let problem = Problem::busy("node_saturated", "the node reads as many bodies as it can");
+        return Ok(problem.into_response(&request_id(&request)));
+    };
     let path = request.uri().path();
+    let is_function = path.starts_with(dispatch::PREFIX);
     let mut response = if !is_expectation_met(request.headers()) {
         refuse_expectation(&request)
-    } else if path.starts_with(dispatch::PREFIX) {
+    } else if is_function {
         dispatch::answer(&app, &peer, request).await
     } else if oip::grpc::is_grpc(&request) {
         oip::grpc::answer(&app, request).await
@@ -173,15 +192,29 @@ async fn answer(
     } else {
         api::answer(routes, request).await
     };
-    let may_leave_body =
-        may_leave_body && response.extensions_mut().remove::<BodyWasRead>().is_none();
+    let was_read = response.extensions_mut().remove::<BodyWasRead>().is_some();
+    let is_refusal = response.headers().contains_key(ERROR_HEADER);
+    if was_read || !(is_function || is_refusal) {
+        peer.unread.store(false, Relaxed);
+    }
     // A refusal may come before the body is read, and then hyper ends the connection. A client that is not told would
-    // send its next request into the void.
-    if may_leave_body && response.headers().contains_key(ERROR_HEADER) {
+    // send its next request into the void. A function may still read, once it has begun its answer.
+    if is_refusal && peer.unread.load(Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        unread.store(true, Relaxed);
     }
     Ok(response)
+}
+
+/// A place for a body that may be left unread with much of it in memory, which over HTTP/1.1 no body is.
+fn place_of_body<'a>(
+    bodies: &'a Semaphore,
+    version: Version,
+    body: &impl http_body::Body,
+) -> Result<Option<SemaphorePermit<'a>>, TryAcquireError> {
+    match version == Version::HTTP_2 && !body.is_end_stream() {
+        true => bodies.try_acquire().map(Some),
+        false => Ok(None),
+    }
 }
 
 /// `100-continue` is the only expectation there is (RFC 9110, section 10.1.1); hyper meets it when the body
@@ -250,5 +283,25 @@ async fn serve_metrics(listener: Arc<TcpListener>, app: Arc<App>) {
             http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
             let _ = http.serve_connection(io, service).await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::{Empty, Full};
+
+    use super::*;
+
+    #[test]
+    fn only_so_many_bodies_come_over_http_2() {
+        let (bodies, body) = (Semaphore::new(2), Full::<Bytes>::from("x"));
+        let first = place_of_body(&bodies, Version::HTTP_2, &body).unwrap();
+        let _second = place_of_body(&bodies, Version::HTTP_2, &body).unwrap();
+        assert!(place_of_body(&bodies, Version::HTTP_2, &body).is_err());
+        assert!(place_of_body(&bodies, Version::HTTP_11, &body).is_ok());
+        assert!(place_of_body(&bodies, Version::HTTP_2, &Empty::<Bytes>::new()).is_ok());
+        drop(first);
+        assert!(place_of_body(&bodies, Version::HTTP_2, &body).is_ok());
     }
 }

@@ -4,10 +4,11 @@
 //! old                                     new
 //! starts it, with the listening socket ─▶ reads its settings
 //!                          ◀─ standing-by
+//! begins no more jobs
 //! accepts no more, closes the stores
 //!                                   go ─▶ locks the data folder, opens the stores
 //!                              ◀─ serving  accepts
-//! drains and ends
+//! drains, ends its jobs, and ends
 //! ```
 //!
 //! The socket is open all the time, so that clients that come in between wait in the kernel's queue. A new process that
@@ -21,7 +22,6 @@ use std::{
         unix::{net::UnixStream as StdUnixStream, process::CommandExt},
     },
     process::{Child, Command},
-    sync::Arc,
     time::Duration,
 };
 
@@ -32,11 +32,7 @@ use tokio::{
     net::{TcpListener, UnixStream},
 };
 
-use crate::{
-    app::App,
-    config::{INHERIT_ARGUMENT, Inherited, OwnCommand, Settings},
-    shutdown,
-};
+use crate::config::{INHERIT_ARGUMENT, Inherited, OwnCommand, Settings};
 
 const STANDING_BY: &str = "standing-by\n";
 const GO: &str = "go\n";
@@ -57,7 +53,21 @@ pub(super) struct Successor {
 }
 
 /// Ends its process unless that was let go.
-struct Process(Option<Child>);
+pub(super) struct Process(Option<Child>);
+
+impl Process {
+    /// Has it end in good order, as soon as it can.
+    pub(super) fn terminate(&self) {
+        let number = self.0.as_ref().and_then(|child| libc::pid_t::try_from(child.id()).ok());
+        let Some(number) = number else { return };
+        // SAFETY: the call takes two numbers and touches no memory. The process is our child and not waited for yet,
+        // so that the number is its own.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::kill(number, libc::SIGTERM);
+        }
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -85,42 +95,39 @@ impl Successor {
         // A fork copies the page tables, which takes its time.
         let process = tokio::task::spawn_blocking(move || spawn(&command, &passed)).await?;
         let process = process.context("the new process could not be started")?;
-        let control = BufReader::new(UnixStream::from_std(ours)?);
-        let mut successor = Successor { process, control };
-        let stood_by = successor.hear(STANDING_BY, STANDING_BY_MAX).await;
+        let mut control = BufReader::new(UnixStream::from_std(ours)?);
+        let stood_by = hear(&mut control, STANDING_BY, STANDING_BY_MAX).await;
         stood_by.context("the new process did not get ready; its log says why")?;
-        Ok(successor)
+        Ok(Successor { process, control })
     }
 
-    /// Hands the data folder over, and gives the number of the process that serves from now on. After an error the
-    /// node has its folder back.
-    pub(super) async fn take_over(mut self, app: &Arc<App>) -> anyhow::Result<u32> {
-        shutdown::release(app).await;
-        match self.hand_over().await {
-            Ok(pid) => Ok(pid),
-            Err(error) => {
-                drop(self);
-                shutdown::reclaim(app).await?;
-                Err(error.context("the new process could not take over; its log says why"))
-            }
-        }
+    /// Has it open the data folder, which must be free by now. The future resolves when it serves.
+    pub(super) fn take_over(&mut self) -> (&Process, impl Future<Output = anyhow::Result<()>>) {
+        let Successor { process, control } = self;
+        let serves = async move {
+            control.write_all(GO.as_bytes()).await?;
+            hear(control, SERVING, SERVING_MAX).await
+        };
+        (process, serves)
     }
 
-    async fn hand_over(&mut self) -> anyhow::Result<u32> {
-        self.control.write_all(GO.as_bytes()).await?;
-        self.hear(SERVING, SERVING_MAX).await?;
-        let child = self.process.0.take();
-        Ok(child.map_or(0, |child| child.id()))
+    /// Leaves it alone; gives its number.
+    pub(super) fn let_go(mut self) -> u32 {
+        self.process.0.take().map_or(0, |child| child.id())
     }
+}
 
-    async fn hear(&mut self, word: &str, limit: Duration) -> anyhow::Result<()> {
-        let mut heard = String::new();
-        let mut control = (&mut self.control).take(WORD_BYTES_MAX);
-        let read = tokio::time::timeout(limit, control.read_line(&mut heard));
-        read.await.context("it fell silent")??;
-        anyhow::ensure!(heard == word, "it ended");
-        Ok(())
-    }
+async fn hear(
+    control: &mut BufReader<UnixStream>,
+    word: &str,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let mut heard = String::new();
+    let mut control = control.take(WORD_BYTES_MAX);
+    let read = tokio::time::timeout(limit, control.read_line(&mut heard));
+    read.await.context("it fell silent")??;
+    anyhow::ensure!(heard == word, "it ended");
+    Ok(())
 }
 
 fn spawn(command: &OwnCommand, passed: &[OwnedFd]) -> std::io::Result<Process> {

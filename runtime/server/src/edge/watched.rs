@@ -1,13 +1,19 @@
 //! What is on its way to a client, and is taken away where the client reads no further.
 //!
-//! A client of HTTP/2 can leave its window shut, and then nothing asks a body for more, or complains.
+//! A client of HTTP/2 can leave its window shut, and then nothing asks a body for more, or complains. Most answers are
+//! gone at once, and cost a timer that never fires; what lives on is given a task that looks at it.
 
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, Sleep},
+};
 
 /// What can be left unread.
 pub(crate) trait Unread {
@@ -17,50 +23,84 @@ pub(crate) trait Unread {
 
 /// Something that lives until it is dropped, or has been unread for the stall time-out.
 pub(crate) struct Watched<T> {
-    content: Arc<Mutex<Option<T>>>,
-    watch: AbortHandle,
+    watch: Arc<Watch<T>>,
+    /// Begins the watch if this is still there then.
+    _alarm: Pin<Box<Sleep>>,
+}
+
+struct Watch<T> {
+    content: Mutex<Option<T>>,
+    stall: Duration,
+    runtime: Handle,
+}
+
+/// What a look at the content has found.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    Gone,
+    Lives,
 }
 
 impl<T: Unread + Send + 'static> Watched<T> {
     pub(crate) fn new(content: T, stall: Duration) -> Self {
-        let content = Arc::new(Mutex::new(Some(content)));
-        let watch = tokio::spawn(watch(content.clone(), stall)).abort_handle();
-        Watched { content, watch }
+        let (content, runtime) = (Mutex::new(Some(content)), Handle::current());
+        let watch = Arc::new(Watch { content, stall, runtime });
+        let waker = Waker::from(watch.clone());
+        let mut alarm = Box::pin(tokio::time::sleep(stall / 4));
+        if alarm.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+            waker.wake();
+        }
+        Watched { watch, _alarm: alarm }
     }
 
     /// What `work` makes of it; `None` where it was taken away.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
-        lock(&self.content).as_mut().map(work)
+        self.watch.lock().as_mut().map(work)
     }
 }
 
 impl<T> Drop for Watched<T> {
     fn drop(&mut self) {
-        self.watch.abort();
-        let content = lock(&self.content).take();
+        let content = self.watch.lock().take();
         drop(content);
     }
 }
 
-fn lock<T>(content: &Mutex<Option<T>>) -> MutexGuard<'_, Option<T>> {
-    content.lock().unwrap_or_else(PoisonError::into_inner)
+impl<T> Watch<T> {
+    fn lock(&self) -> MutexGuard<'_, Option<T>> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-async fn watch<T: Unread>(content: Arc<Mutex<Option<T>>>, stall: Duration) {
-    loop {
-        tokio::time::sleep(stall / 4).await;
-        let stalled = match content.try_lock() {
+impl<T: Unread> Watch<T> {
+    /// Takes away what has been unread for too long.
+    fn look(&self) -> Look {
+        let mut content = match self.content.try_lock() {
+            Ok(content) => content,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             // It is being read.
-            Err(TryLockError::WouldBlock) => None,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().take(),
-            Ok(mut content) => {
-                let since = content.as_ref().and_then(Unread::unread_since);
-                since.filter(|since| since.elapsed() >= stall).and_then(|_| content.take())
-            }
+            Err(TryLockError::WouldBlock) => return Look::Lives,
         };
-        if stalled.is_some() {
-            return;
+        let Some(unread) = &*content else { return Look::Gone };
+        if unread.unread_since().is_none_or(|since| since.elapsed() < self.stall) {
+            return Look::Lives;
         }
+        let stalled = content.take();
+        drop(content);
+        drop(stalled);
+        Look::Gone
+    }
+}
+
+/// The alarm goes off, which wakes no task: it makes one.
+impl<T: Unread + Send + 'static> Wake for Watch<T> {
+    fn wake(self: Arc<Self>) {
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move {
+            while self.look() == Look::Lives {
+                tokio::time::sleep(self.stall / 4).await;
+            }
+        });
     }
 }
 
@@ -94,12 +134,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_read_on_stays() {
-        let watched = Watched::new(Content(Some(Instant::now())), Duration::from_secs(600));
-        tokio::time::sleep(STALL).await;
-        assert!(watched.with(|content| content.0 = Some(Instant::now())).is_some());
-        let content = watched.content.clone();
-        drop(watched);
-        assert!(lock(&content).is_none(), "nothing waits for the watch to end");
+    async fn what_was_read_a_moment_ago_stays_however_old_it_is() {
+        let stall = Duration::from_secs(600);
+        let old = Instant::now() - 2 * stall;
+        let watched = Watched::new(Content(Some(old)), stall);
+        watched.with(|content| content.0 = Some(Instant::now()));
+        assert_eq!(watched.watch.look(), Look::Lives);
+        watched.with(|content| content.0 = None);
+        assert_eq!(watched.watch.look(), Look::Lives);
+        watched.with(|content| content.0 = Some(old));
+        assert_eq!(watched.watch.look(), Look::Gone);
+        assert!(watched.with(|_| ()).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_leaves_nothing_behind() {
+        let soon = Watched::new(Content(None), Duration::from_secs(600));
+        let watch = Arc::downgrade(&soon.watch);
+        drop(soon);
+        assert!(watch.upgrade().is_none(), "the timer went too");
+        let late = Watched::new(Content(None), STALL);
+        let watch = Arc::downgrade(&late.watch);
+        // The watch has begun once there are more of it than the content and its alarm.
+        while watch.strong_count() < 2 {
+            tokio::time::sleep(STALL).await;
+        }
+        drop(late);
+        while watch.strong_count() > 0 {
+            tokio::time::sleep(STALL).await;
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use sandpiper_domain::Fault;
 use tokio::sync::broadcast;
 
 /// Events that may wait for a slow follower; what is beyond that is dropped, and it is told how many.
@@ -12,6 +13,8 @@ const WAITING_MAX: usize = 256;
 pub(crate) enum Told {
     /// A sandbox changed.
     Instance { id: u64, version: u32, change: &'static str, reason: Option<&'static str> },
+    /// A sandbox could not be made ready.
+    StartFailed { version: u32, fault: Fault },
     /// The number that is wanted changed.
     Scale { version: u32, wanted: u32, ready: u32, panicking: bool },
 }

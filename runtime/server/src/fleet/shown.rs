@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sandpiper_domain::Fault;
+
 /// One sandbox, for whoever asks.
 pub(crate) struct Instance {
     pub(crate) id: u64,
@@ -20,6 +22,8 @@ pub(crate) struct Count {
     pub(crate) running: u32,
     pub(crate) suspended: u32,
     pub(crate) waiting: u32,
+    /// Why the last start failed, if it did.
+    pub(crate) start_fault: Option<Fault>,
 }
 
 /// What the scale loop learns from a look.

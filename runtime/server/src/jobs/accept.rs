@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    BODY_UNIT_BYTES, BODY_UNITS, now_ms,
+    BODY_UNIT_BYTES, BODY_UNITS, bytes_max, now_ms,
     options::{OURS, Options},
 };
 use crate::{
@@ -27,9 +27,6 @@ use crate::{
 /// How long a large body waits for room in memory, and how long any may take to come.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(10);
 const BODY_WAIT_MAX: Duration = Duration::from_secs(300);
-
-/// The requests and results of a tenant's jobs together may take so many times the size of one batch.
-const BATCHES: u64 = 4;
 
 /// Headers of the connection, which say nothing about a request that is kept.
 const OF_CONNECTION: [HeaderName; 8] = [
@@ -87,6 +84,10 @@ where
     let content_type = parts.headers.get(header::CONTENT_TYPE);
     let fingerprint = fingerprint(&kept, &selector, content_type, &body);
     let wall_ms = grant.sandbox.wall_ms;
+    // Whoever had the tenant's name before had other keys.
+    let tenant = app.catalog.snapshot().tenant(&grant.models.tenant).cloned();
+    let tenant = tenant.ok_or_else(Problem::not_found)?;
+    let born_ms = tenant.created_at.unix_timestamp_nanos() / 1_000_000;
     let id = JobId::at(now_ms, rand::random());
     let job = NewJob {
         id,
@@ -104,9 +105,9 @@ where
         timeout_ms: options.timeout_ms.unwrap_or(wall_ms).min(wall_ms),
         result_ttl_ms: options.result_ttl_ms,
         webhook: options.webhook,
-        idempotency: options.key.map(|key| (key, fingerprint)),
+        idempotency: options.key.map(|key| (format!("{born_ms}/{key}"), fingerprint)),
         waiting_max: grant.tenant.jobs,
-        bytes_max: BATCHES * (grant.tenant.batch_mib << 20),
+        bytes_max: bytes_max(&grant.tenant),
     };
     match app.jobs.queue.enqueue(job).await? {
         Enqueued::New => {

@@ -14,27 +14,32 @@ use dashmap::DashMap;
 use http::StatusCode;
 use metrics::{counter, gauge, histogram};
 use sandpiper_control::{CommitObserver, DataFolder, OpenError, SqliteJobs};
-use sandpiper_domain::{JobError, JobId, JobQueue, Lane, TenantName};
+use sandpiper_domain::{JobError, JobId, Lane, TenantName};
 use tokio::sync::{Notify, Semaphore};
 
 mod accept;
 mod options;
 mod retry;
+mod room;
 mod webhook;
 mod worker;
 
 pub(crate) use accept::{Accepted, accept, prefers_async};
+pub(crate) use room::bytes_max;
+use room::{Bodies, Pauses};
 pub(crate) use webhook::Secrets;
-pub(crate) use worker::{Attempt, Call};
+pub(crate) use worker::{Attempt, Call, insist};
 
-use crate::{app::App, config::FileSettings, respond::Problem};
+use crate::{app::App, batches, config::FileSettings, respond::Problem};
 
 /// How often is looked for what has had its time.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often files that nothing names are deleted, in units of the above.
 const SWEEP_ROUNDS: u64 = 1_200;
 /// Workers for each core, unless the settings say otherwise. Most of them wait: for models, or for the disk.
-const WORKERS_PER_CORE: usize = 16;
+const WORKERS_PER_CORE: usize = 128;
+/// Workers of shards for each core. They are apart from those of jobs: a shard has its worker for long.
+const SHARD_WORKERS_PER_CORE: usize = 2;
 /// Bodies that are being read may take so many of these together.
 const BODY_UNIT_BYTES: u64 = 64 * 1024;
 const BODY_UNITS: u32 = 4_096;
@@ -47,10 +52,19 @@ pub(crate) struct Jobs {
     pub(crate) wake: Arc<Notify>,
     /// Wakes the one who calls webhooks.
     webhook_wake: Arc<Notify>,
-    /// Ends the run of a job.
+    /// Those who call webhooks.
+    callers: Arc<Semaphore>,
+    /// Ends the run of a job. A job is here until its end is written down.
     running: DashMap<JobId, Arc<Notify>>,
+    /// One of them has gone.
+    ended: Notify,
     workers: Arc<Semaphore>,
     workers_max: u32,
+    shard_workers: Arc<Semaphore>,
+    shard_workers_max: u32,
+    pub(crate) pauses: Pauses,
+    /// Large bodies of jobs that run.
+    pub(crate) running_bodies: Bodies,
     /// How many jobs, and how many shards, of each tenant run now.
     busy: Mutex<HashMap<(TenantName, Lane), u32>>,
     /// Bodies of new jobs that are being read.
@@ -69,18 +83,26 @@ impl Jobs {
             commit_seconds.record(took.as_secs_f64());
             commit_size.record(commands as f64);
         });
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers_max = match settings.job_workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from) * WORKERS_PER_CORE,
+            0 => cores * WORKERS_PER_CORE,
             some => some,
         };
+        let shard_workers_max = (cores * SHARD_WORKERS_PER_CORE).min(workers_max);
         Ok(Jobs {
             queue: SqliteJobs::open(folder, observer)?,
             secrets: Secrets::open(folder)?,
             wake: Arc::default(),
             webhook_wake: Arc::default(),
+            callers: Arc::new(Semaphore::new(webhook::CALLERS)),
             running: DashMap::new(),
+            ended: Notify::new(),
             workers: Arc::new(Semaphore::new(workers_max)),
             workers_max: workers_max as u32,
+            shard_workers: Arc::new(Semaphore::new(shard_workers_max)),
+            shard_workers_max: shard_workers_max as u32,
+            pauses: Pauses::default(),
+            running_bodies: Bodies::default(),
             busy: Mutex::default(),
             bodies: Arc::new(Semaphore::new(BODY_UNITS as usize)),
             stopped: AtomicBool::new(false),
@@ -95,18 +117,41 @@ impl Jobs {
         }
     }
 
-    /// Leases nothing more, and gives the jobs that run now back to the queue, for whoever comes next. New ones are
-    /// accepted still.
+    /// Begins nothing more. What runs goes on, and new jobs are accepted still.
     pub(crate) async fn stop(&self) {
         self.stopped.store(true, Relaxed);
-        self.abort_all();
-        let _leasing = self.leasing.lock().await;
-        self.abort_all();
-        match self.queue.reclaim(now_ms(), false).await {
-            Ok(0) => {}
-            Ok(jobs) => tracing::info!(jobs, "jobs that ran went back to the queue"),
-            Err(error) => tracing::error!(%error, "the jobs that ran could not be given back"),
+        // What is being leased now is among what runs after this.
+        drop(self.leasing.lock().await);
+    }
+
+    /// Waits for the webhooks that are being called. After [`Jobs::stop`], no further one is.
+    pub(crate) async fn settle(&self) {
+        let _ = self.callers.acquire_many(webhook::CALLERS as u32).await;
+    }
+
+    /// Waits until nothing runs any more, and all of it is written down.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.running.is_empty() {
+                return;
+            }
+            ended.await;
         }
+    }
+
+    /// Ends what runs in this process, for whoever comes next. A job that had ended by itself stays ended; the others
+    /// go back to the queue, and this attempt does not count.
+    pub(crate) async fn give_back(&self) {
+        let jobs = self.running.len();
+        if jobs > 0 {
+            tracing::info!(jobs, "jobs that run go back to the queue");
+        }
+        for running in &self.running {
+            running.value().notify_one();
+        }
+        self.idle().await;
     }
 
     /// Goes on after [`Jobs::stop`].
@@ -117,12 +162,6 @@ impl Jobs {
 
     fn is_stopped(&self) -> bool {
         self.stopped.load(Relaxed)
-    }
-
-    fn abort_all(&self) {
-        for running in &self.running {
-            running.value().notify_one();
-        }
     }
 
     fn busy(&self, tenant: &TenantName, lane: Lane) -> u32 {
@@ -150,15 +189,17 @@ pub(crate) fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Starts what goes on beside the requests: running jobs, calling webhooks, forgetting.
-pub(crate) fn start(app: &Arc<App>) {
-    tokio::spawn(worker::work(Arc::downgrade(app)));
+/// Starts what goes on beside the requests: running jobs, calling webhooks, forgetting. `follows` says that another
+/// process still ends the jobs that it has begun.
+pub(crate) fn start(app: &Arc<App>, follows: bool) {
+    tokio::spawn(worker::work(Arc::downgrade(app), follows));
     tokio::spawn(webhook::tell(Arc::downgrade(app)));
     tokio::spawn(expire(Arc::downgrade(app)));
 }
 
 /// Drops what has had its time, and measures what waits.
 async fn expire(app: Weak<App>) {
+    let mut trimmed = None;
     for round in 1_u64.. {
         tokio::time::sleep(EXPIRY_INTERVAL).await;
         let Some(app) = app.upgrade() else { return };
@@ -166,17 +207,36 @@ async fn expire(app: Weak<App>) {
             // What another process is about to name would be swept.
             continue;
         }
-        if let Err(error) = app.jobs.queue.expire(now_ms()).await {
+        if let Err(error) = forget(&app, &mut trimmed).await {
             tracing::warn!(%error, "old jobs could not be dropped");
         }
         if round.is_multiple_of(SWEEP_ROUNDS) {
-            match app.jobs.queue.sweep(now_ms()).await {
-                Ok(blobs) => tracing::debug!(blobs, "blobs of jobs were swept"),
+            match app.blocking(|app| app.jobs.queue.sweep()).await {
+                Ok(Ok(blobs)) => tracing::debug!(blobs, "blobs of jobs were swept"),
+                Ok(Err(error)) => tracing::warn!(%error, "blobs of jobs could not be swept"),
                 Err(error) => tracing::warn!(%error, "blobs of jobs could not be swept"),
             }
         }
-        if let Ok(Ok(waiting)) = app.blocking(|app| app.jobs.queue.count_waiting()).await {
-            gauge!("sandpiper_jobs_waiting").set(waiting as f64);
+        if let Ok(Ok((jobs, shards))) = app.blocking(|app| app.jobs.queue.count_waiting()).await {
+            gauge!("sandpiper_jobs_waiting", "lane" => "job").set(jobs as f64);
+            gauge!("sandpiper_jobs_waiting", "lane" => "batch").set(shards as f64);
+        }
+    }
+}
+
+/// Drops all that is due. `trimmed` is the tenant whose list was made shorter last.
+async fn forget(app: &Arc<App>, trimmed: &mut Option<TenantName>) -> Result<(), JobError> {
+    let queue = &app.jobs.queue;
+    while !app.jobs.is_stopped() && queue.expire(now_ms()).await? {}
+    while !app.jobs.is_stopped() && !batches::end_cancelled(app).await? {}
+    // One tenant in each round: most have nothing to lose.
+    loop {
+        match queue.trim(trimmed.clone()).await? {
+            Some((_, true)) if !app.jobs.is_stopped() => {}
+            next => {
+                *trimmed = next.map(|(tenant, _)| tenant);
+                return Ok(());
+            }
         }
     }
 }

@@ -27,6 +27,11 @@ pub(super) fn is_refusal(problem: &Problem) -> bool {
     matches!(problem.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
 }
 
+/// Whether the next request of the tenant would be refused as well.
+pub(super) fn is_of_tenant(problem: &Problem) -> bool {
+    matches!(problem.code, "rate_limited" | "budget_exhausted")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,19 +2,19 @@
 //! nothing within the operator's network may be reached through it, whatever its name resolves to.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use hmac::{Hmac, KeyInit, Mac};
 use http::Uri;
 use metrics::counter;
-use sandpiper_control::{DataFolder, DueWebhook, OpenError};
-use sandpiper_domain::TenantName;
+use sandpiper_control::{Calls, DataFolder, DueWebhook, OpenError, Tenant};
+use sandpiper_domain::{JobId, TenantName};
 use serde_json::json;
 use sha2::Sha256;
-use tokio::sync::Semaphore;
 use ureq::{
     Agent,
     config::Config,
@@ -30,8 +30,9 @@ use crate::app::App;
 const TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: u64 = 1_024;
 const CALLS_MAX: u32 = 8;
-/// Calls at once. Each waits on a thread.
-const CALLERS: usize = 4;
+/// Calls at once, and of one tenant. Each waits on a thread.
+pub(super) const CALLERS: usize = 64;
+const CALLS_OF_TENANT: usize = 2;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a webhook's signature is made with.
@@ -45,20 +46,24 @@ impl Secrets {
         Ok(Secrets(Hmac::new(&block.into())))
     }
 
-    /// The secret that a tenant checks signatures with.
-    pub(crate) fn of(&self, tenant: &TenantName) -> String {
+    /// The secret that a tenant checks signatures with. One that gets a name again gets no secret again.
+    pub(crate) fn of(&self, tenant: &Tenant) -> String {
         let mut mac = self.0.clone();
-        mac.update(b"webhook/");
-        mac.update(tenant.as_str().as_bytes());
+        let born_ns = tenant.created_at.unix_timestamp_nanos();
+        mac.update(format!("webhook/{}/{born_ns}", tenant.name).as_bytes());
         hex(&mac.finalize().into_bytes())
     }
 
     /// `t=<unix>,v1=<hex HMAC-SHA256(secret, "<t>.<body>")>`.
-    fn sign(&self, tenant: &TenantName, unix_s: u64, body: &str) -> Option<String> {
+    fn sign(&self, tenant: &Tenant, unix_s: u64, body: &str) -> Option<String> {
         let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(self.of(tenant).as_bytes()).ok()?;
         mac.update(format!("{unix_s}.{body}").as_bytes());
         Some(format!("t={unix_s},v1={}", hex(&mac.finalize().into_bytes())))
     }
+}
+
+fn born_ms(tenant: &Tenant) -> i128 {
+    tenant.created_at.unix_timestamp_nanos() / 1_000_000
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -175,41 +180,90 @@ fn agent(allowed: Vec<IpAddr>) -> Agent {
     Agent::with_parts(config, DefaultConnector::default(), resolver)
 }
 
-/// Makes the calls that are due, until the node goes.
+/// The calls that are being made.
+#[derive(Default)]
+struct Made(Mutex<HashMap<JobId, TenantName>>);
+
+impl Made {
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, TenantName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Calls for Made {
+    fn room(&self, tenant: &TenantName) -> usize {
+        let made = self.lock();
+        CALLS_OF_TENANT.saturating_sub(made.values().filter(|other| *other == tenant).count())
+    }
+
+    fn has(&self, job: JobId) -> bool {
+        self.lock().contains_key(&job)
+    }
+}
+
+/// Makes the calls that are due, tenant by tenant in turn, until the node goes.
 pub(super) async fn tell(app: Weak<App>) {
     let Some(first) = app.upgrade() else { return };
     let agent = agent(first.settings.webhook_private.clone());
     let wake = first.jobs.webhook_wake.clone();
+    let callers = first.jobs.callers.clone();
     drop(first);
-    let callers = Arc::new(Semaphore::new(CALLERS));
+    let made = Arc::<Made>::default();
+    let mut after = None;
     loop {
         let _ = tokio::time::timeout(LOOK_INTERVAL, wake.notified()).await;
         let Some(app) = app.upgrade() else { return };
-        if app.jobs.is_stopped() {
+        let free = CALLERS - made.lock().len().min(CALLERS);
+        if app.jobs.is_stopped() || free == 0 {
             continue;
         }
-        let due = app.blocking(|app| app.jobs.queue.due_webhooks(now_ms(), CALLERS as u32)).await;
-        let Ok(Ok(due)) = due else { continue };
-        let calls = due.into_iter().map(|call| {
-            let (app, agent, callers) = (app.clone(), agent.clone(), callers.clone());
-            async move {
-                let _caller = callers.acquire_owned().await;
-                one(&app, agent, call).await;
+        let (last, calls) = (after.clone(), made.clone());
+        let look =
+            move |app: &App| app.jobs.queue.due_webhooks(now_ms(), last.as_ref(), &*calls, free);
+        let due = match app.blocking(look).await {
+            Ok(Ok(due)) => due,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the webhooks that are due cannot be read");
+                continue;
             }
-        });
-        // One round at a time: what is due again must not be called twice.
-        if futures::future::join_all(calls).await.len() == CALLERS {
-            wake.notify_one();
+            Err(_) => continue,
+        };
+        for call in due {
+            after = Some(call.tenant.clone());
+            made.lock().insert(call.id, call.tenant.clone());
+            let (app, agent) = (app.clone(), agent.clone());
+            let (made, wake, callers) = (made.clone(), wake.clone(), callers.clone());
+            tokio::spawn(async move {
+                let id = call.id;
+                // Whoever hands the queue over waits for these.
+                let _caller = callers.acquire_owned().await;
+                if !app.jobs.is_stopped() {
+                    one(&app, agent, call).await;
+                }
+                // It is on the disk by now how the call went: it is not due any more.
+                made.lock().remove(&id);
+                wake.notify_one();
+            });
         }
     }
 }
 
 async fn one(app: &Arc<App>, agent: Agent, call: DueWebhook) {
-    let told = call.clone();
-    let delivered = app.blocking(move |app| deliver(app, &agent, &told)).await.unwrap_or(false);
     let calls = call.calls + 1;
-    let again = (!delivered && calls < CALLS_MAX)
-        .then(|| now_ms() + retry::pause_ms(calls, rand::random()));
+    // Whoever took the name of a tenant that is gone knows nothing of its jobs.
+    let tenant = app.catalog.snapshot().tenant(&call.tenant).cloned();
+    let tenant = tenant.filter(|tenant| born_ms(tenant) <= i128::from(call.created_ms));
+    let (delivered, again) = match tenant {
+        Some(tenant) => {
+            let told = call.clone();
+            let deliver = move |app: &App| deliver(app, &agent, &tenant, &told);
+            let delivered = app.blocking(deliver).await.unwrap_or(false);
+            let again = (!delivered && calls < CALLS_MAX)
+                .then(|| now_ms() + retry::pause_ms(calls, rand::random()));
+            (delivered, again)
+        }
+        None => (false, None),
+    };
     let outcome = match (delivered, again) {
         (true, _) => "delivered",
         (false, Some(_)) => "retried",
@@ -222,7 +276,7 @@ async fn one(app: &Arc<App>, agent: Agent, call: DueWebhook) {
 }
 
 /// One call; true where the answer is 2xx. Blocks.
-fn deliver(app: &App, agent: &Agent, call: &DueWebhook) -> bool {
+fn deliver(app: &App, agent: &Agent, tenant: &Tenant, call: &DueWebhook) -> bool {
     let id = call.id.to_string();
     let body = json!({
         "id": id,
@@ -233,7 +287,7 @@ fn deliver(app: &App, agent: &Agent, call: &DueWebhook) -> bool {
         "result_url": format!("/api/v1/jobs/{id}/result"),
     });
     let body = body.to_string();
-    let Some(signature) = app.jobs.secrets.sign(&call.tenant, now_ms() / 1_000, &body) else {
+    let Some(signature) = app.jobs.secrets.sign(tenant, now_ms() / 1_000, &body) else {
         return false;
     };
     let request = agent

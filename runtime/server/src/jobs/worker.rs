@@ -10,15 +10,16 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full};
 use metrics::histogram;
-use sandpiper_control::{Found, ReadyWork};
+use sandpiper_control::{Counted, Found, Turn};
 use sandpiper_domain::{
     Again, End, FunctionName, JobError, JobId, JobQueue, JobRequest, JobResult, Lane, Lease,
     Selector, TenantName,
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::{Jobs, now_ms, retry};
+use super::{Jobs, bytes_max, now_ms, retry};
 use crate::{
+    admission::Transferred,
     app::App,
     batches,
     dispatch::{self, Work},
@@ -30,13 +31,13 @@ use crate::{
 const LEASE_MS: u64 = 30_000;
 const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 /// Leases of one tenant in one go.
-const LEASES_MAX: u32 = 64;
+const LEASES_MAX: u32 = 128;
 /// The dispatcher looks again after so long, whatever it is told.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// For so long a better filled transaction is waited for where some jobs run already.
 const GATHER: Duration = Duration::from_millis(2);
-/// Suspects that run one after the other before the others have their turn again.
-const APART_MAX: u32 = 16;
+/// How long a suspect waits for the others to end before they have their turn again.
+const APART_WAIT: Duration = Duration::from_secs(5);
 const RESULT_BYTES_MAX: usize = 16 << 20;
 const REFUSED_MS: u64 = 1_000;
 
@@ -60,21 +61,27 @@ pub(crate) enum Attempt {
     Hopeless(String),
 }
 
-/// Leases and runs jobs as long as the node is there.
-pub(super) async fn work(app: Weak<App>) {
+/// Whose turn it is.
+#[derive(Default)]
+struct Turns {
+    after: Option<Turn>,
+    count: usize,
+    apart: usize,
+}
+
+/// Leases and runs jobs as long as the node is there. The leases that are there at the start are those of the process
+/// that this one follows, which ends its jobs itself; without one, nobody holds them.
+pub(super) async fn work(app: Weak<App>, follows: bool) {
     let Some(first) = app.upgrade() else { return };
-    // Whoever held a lease is gone: the data folder is locked by this process.
-    match first.jobs.queue.reclaim(now_ms(), true).await {
-        Ok(0) => {}
-        Ok(jobs) => tracing::warn!(jobs, "jobs were running when the server ended; they run again"),
-        Err(error) => tracing::error!(%error, "the jobs that were running could not be reclaimed"),
+    if !follows {
+        take_back_all(&first.jobs).await;
     }
     let wake = first.jobs.wake.clone();
     drop(first);
-    let mut turn = 0;
+    let mut turns = Turns::default();
     loop {
         let pause = match app.upgrade() {
-            Some(app) => dispatch(&app, &mut turn).await,
+            Some(app) => dispatch(&app, &mut turns).await,
             None => return,
         };
         let pause = pause.unwrap_or_else(|error| {
@@ -85,15 +92,23 @@ pub(super) async fn work(app: Weak<App>) {
     }
 }
 
+async fn take_back_all(jobs: &Jobs) {
+    match jobs.queue.reclaim(now_ms(), true).await {
+        Ok(0) => {}
+        Ok(jobs) => tracing::warn!(jobs, "jobs were running when the server ended; they run again"),
+        Err(error) => tracing::error!(%error, "the jobs that were running could not be reclaimed"),
+    }
+}
+
 /// Whether nothing may be leased any more.
 fn is_over(app: &App) -> bool {
     app.is_draining() || app.jobs.is_stopped()
 }
 
 /// Leases what there is room for; says when to look again at the latest.
-async fn dispatch(app: &Arc<App>, turn: &mut usize) -> Result<Duration, JobError> {
+async fn dispatch(app: &Arc<App>, turns: &mut Turns) -> Result<Duration, JobError> {
     let jobs = &app.jobs;
-    let _leasing = jobs.leasing.lock().await;
+    let leasing = jobs.leasing.lock().await;
     if is_over(app) {
         return Ok(LOOK_INTERVAL);
     }
@@ -101,142 +116,175 @@ async fn dispatch(app: &Arc<App>, turn: &mut usize) -> Result<Duration, JobError
     if running > 0 && jobs.workers.available_permits() < jobs.workers_max as usize / 4 {
         tokio::time::sleep(GATHER).await;
     }
-    let ready = jobs.queue.ready(now_ms()).await?;
-    *turn = turn.wrapping_add(1);
-    let apart_is_due = ready.lanes.is_empty() || turn.is_multiple_of(8);
-    if apart_is_due && !ready.apart.is_empty() {
-        run_apart(app, &ready).await?;
-        jobs.wake.notify_one();
+    let free = jobs.workers.available_permits() as u32;
+    let Ok(mut permits) = jobs.workers.clone().try_acquire_many_owned(free) else {
         return Ok(LOOK_INTERVAL);
+    };
+    let free_of_shards = jobs.shard_workers.available_permits() as u32;
+    let shard_permits = jobs.shard_workers.clone().try_acquire_many_owned(free_of_shards);
+    let Ok(mut shard_permits) = shard_permits else { return Ok(LOOK_INTERVAL) };
+    let plan = {
+        let app = app.clone();
+        move |lanes: &[(TenantName, Lane)]| shares(&app, lanes, free, free_of_shards)
+    };
+    let now = now_ms();
+    let look = jobs.queue.lease_next(turns.after.take(), plan, now, now + LEASE_MS).await?;
+    turns.after = look.after;
+    turns.count = turns.count.wrapping_add(1);
+    let leased = look.leases.len();
+    for lease in look.leases {
+        let permits = match lease.job.lane {
+            Lane::Batch => &mut shard_permits,
+            Lane::Interactive | Lane::Job => &mut permits,
+        };
+        let Some(permit) = permits.split(1) else { continue };
+        tokio::spawn(run(Running::new(app, &lease), lease, Some(permit)));
     }
-    let leased = lease(app, &ready, *turn).await?;
-    // Those that got everything they could have are asked again at once.
-    if leased > 0 && jobs.workers.available_permits() > 0 {
+    drop((permits, shard_permits));
+    drop(leasing);
+    if !look.apart.is_empty() && (!look.has_others || turns.count.is_multiple_of(8)) {
+        turns.apart = turns.apart.wrapping_add(1);
+        run_apart(app, &look.apart[turns.apart % look.apart.len()]).await?;
+        jobs.wake.notify_one();
+    } else if leased > 0 && jobs.workers.available_permits() > 0 {
+        // Those that got everything they could have are asked again at once.
         jobs.wake.notify_one();
     }
-    let due = ready.next_ms.map(|next| Duration::from_millis(next.saturating_sub(now_ms()).max(1)));
+    let due = look.next_ms.map(|next| Duration::from_millis(next.saturating_sub(now_ms()).max(1)));
     Ok(due.unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL))
 }
 
-async fn lease(app: &Arc<App>, ready: &ReadyWork, turn: usize) -> Result<usize, JobError> {
-    let jobs = &app.jobs;
-    let mut lanes: Vec<_> = ready.lanes.iter().collect();
-    if !lanes.is_empty() {
-        let first = turn % lanes.len();
-        lanes.rotate_left(first);
-    }
-    // Shards take what jobs leave.
-    lanes.sort_by_key(|(_, lane)| *lane);
-    let free = jobs.workers.available_permits() as u32;
-    let share = free.div_ceil(lanes.len().max(1) as u32).min(LEASES_MAX);
-    let mut wanted = Vec::new();
-    for (tenant, lane) in lanes {
-        let count = room_of(app, tenant, *lane).min(share);
-        let permits = jobs.workers.clone().try_acquire_many_owned(count);
-        let Some(permits) = permits.ok().filter(|_| count > 0) else { continue };
-        let now = now_ms();
-        let leases = jobs.queue.lease(tenant.clone(), *lane, count as usize, now, now + LEASE_MS);
-        wanted.push(async move { (leases.await, permits) });
-    }
-    let mut leased = 0;
-    for (leases, mut permits) in futures::future::join_all(wanted).await {
-        for lease in leases? {
-            let Some(permit) = permits.split(1) else { break };
-            leased += 1;
-            start(app, lease, permit);
+/// How the free workers are shared out, those of jobs and those of shards.
+fn shares(app: &App, lanes: &[(TenantName, Lane)], free: u32, free_of_shards: u32) -> Vec<usize> {
+    let mut counts = vec![0; lanes.len()];
+    for (is_shards, mut left) in [(false, free), (true, free_of_shards)] {
+        let is_of_kind = |lane: &Lane| (*lane == Lane::Batch) == is_shards;
+        let among = lanes.iter().filter(|(_, lane)| is_of_kind(lane)).count();
+        let share = left.div_ceil(among.max(1) as u32).min(LEASES_MAX);
+        let of_kind = lanes.iter().zip(&mut counts);
+        for ((tenant, lane), count) in of_kind.filter(|((_, lane), _)| is_of_kind(lane)) {
+            let room = room_of(app, tenant, *lane).min(share).min(left);
+            left -= room;
+            *count = room as usize;
         }
     }
-    Ok(leased)
+    counts
 }
 
-/// How many more jobs of a tenant may run: as many as it may have sandboxes, and of shards half.
+/// How many more jobs of a tenant may run: as many as it may have invocations. Of shards half, and half of the node's
+/// at most, which is as many as may run at once: the other half is for whoever comes next.
 fn room_of(app: &App, tenant: &TenantName, lane: Lane) -> u32 {
+    if app.jobs.pauses.has(tenant, lane) {
+        return 0;
+    }
     let concurrency =
         app.catalog.snapshot().tenant(tenant).map_or(1, |tenant| tenant.limits.concurrency);
     let most = match lane {
-        Lane::Batch => (concurrency / 2).min(app.jobs.workers_max / 2).max(1),
+        Lane::Batch => (concurrency / 2).min(app.jobs.shard_workers_max.div_ceil(2)).max(1),
         Lane::Interactive | Lane::Job => concurrency,
     };
     most.saturating_sub(app.jobs.busy(tenant, lane))
 }
 
-/// Runs jobs that were there when the node went down, twice or more, with no other job beside them: if one of them is
-/// to blame, the next time it convicts itself alone.
-async fn run_apart(app: &Arc<App>, ready: &ReadyWork) -> Result<(), JobError> {
-    let all = app.jobs.workers.clone().acquire_many_owned(app.jobs.workers_max);
-    let Ok(_all) = all.await else { return Ok(()) };
-    let mut left = APART_MAX;
-    while left > 0 && !is_over(app) {
-        let before = left;
-        for tenant in ready.apart.iter().take(APART_MAX as usize) {
-            let now = now_ms();
-            let leases = app.jobs.queue.lease_apart(tenant.clone(), now, now + LEASE_MS);
-            for lease in leases.await? {
-                run(app.clone(), lease, None).await;
-                left = left.saturating_sub(1);
-            }
-        }
-        if left == before {
-            break;
-        }
+/// Runs a job that was there when the node went down, twice or more, with no other job beside it: if it is to blame,
+/// the next time it convicts itself alone. Where others take long, it gets its chance later: they would all wait with
+/// it.
+async fn run_apart(app: &Arc<App>, tenant: &TenantName) -> Result<(), JobError> {
+    let jobs = &app.jobs;
+    let all = jobs.workers.clone().acquire_many_owned(jobs.workers_max);
+    let Ok(Ok(_all)) = tokio::time::timeout(APART_WAIT, all).await else { return Ok(()) };
+    let shards = jobs.shard_workers.clone().acquire_many_owned(jobs.shard_workers_max);
+    let Ok(Ok(_shards)) = tokio::time::timeout(APART_WAIT, shards).await else { return Ok(()) };
+    let leasing = jobs.leasing.lock().await;
+    if is_over(app) {
+        return Ok(());
+    }
+    let now = now_ms();
+    let leases = jobs.queue.lease_apart(tenant.clone(), now, now + LEASE_MS).await?;
+    let lease = leases.into_iter().next().map(|lease| (Running::new(app, &lease), lease));
+    drop(leasing);
+    if let Some((running, lease)) = lease {
+        run(running, lease, None).await;
     }
     Ok(())
 }
 
-fn start(app: &Arc<App>, lease: Lease, permit: OwnedSemaphorePermit) {
-    tokio::spawn(run(app.clone(), lease, Some(permit)));
+/// A job that this process has leased, until its end is written down. It is there from the lease on, so that whoever
+/// ends all jobs misses none.
+struct Running {
+    app: Arc<App>,
+    id: JobId,
+    aborted: Arc<Notify>,
+    /// There while it really runs.
+    busy: Option<Busy>,
 }
 
-/// What is true of a job only while it runs.
-struct Running<'a> {
-    jobs: &'a Jobs,
-    id: JobId,
+impl Running {
+    fn new(app: &Arc<App>, lease: &Lease) -> Self {
+        let (id, aborted) = (lease.job.id, Arc::<Notify>::default());
+        app.jobs.running.insert(id, aborted.clone());
+        let busy = Some(Busy::new(app, &lease.job.tenant, lease.job.lane));
+        Running { app: app.clone(), id, aborted, busy }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Given back and leased again, the job may have another handle by now.
+        let is_own = |_: &JobId, other: &Arc<Notify>| Arc::ptr_eq(other, &self.aborted);
+        self.app.jobs.running.remove_if(&self.id, is_own);
+        self.app.jobs.ended.notify_waiters();
+    }
+}
+
+/// One of the jobs that a tenant has running.
+struct Busy {
+    app: Arc<App>,
     tenant: TenantName,
     lane: Lane,
-    aborted: Arc<Notify>,
 }
 
-impl<'a> Running<'a> {
-    fn new(jobs: &'a Jobs, lease: &Lease) -> Self {
-        let aborted = Arc::<Notify>::default();
-        jobs.running.insert(lease.job.id, aborted.clone());
-        jobs.change_busy(&lease.job.tenant, lease.job.lane, 1);
-        let (id, tenant, lane) = (lease.job.id, lease.job.tenant.clone(), lease.job.lane);
-        Running { jobs, id, tenant, lane, aborted }
+impl Busy {
+    fn new(app: &Arc<App>, tenant: &TenantName, lane: Lane) -> Self {
+        app.jobs.change_busy(tenant, lane, 1);
+        Busy { app: app.clone(), tenant: tenant.clone(), lane }
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.jobs.running.remove(&self.id);
-        self.jobs.change_busy(&self.tenant, self.lane, -1);
+        self.app.jobs.change_busy(&self.tenant, self.lane, -1);
     }
 }
 
-async fn run(app: Arc<App>, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
-    let running = Running::new(&app.jobs, &lease);
+async fn run(mut running: Running, lease: Lease, permit: Option<OwnedSemaphorePermit>) {
+    let app = running.app.clone();
     let waited_ms = now_ms().saturating_sub(lease.job.ready_ms);
     histogram!("sandpiper_job_wait_seconds").record(waited_ms as f64 / 1e3);
     if app.settings.access_log {
         let job = &lease.job;
         tracing::info!(job = %job.id, attempt = lease.attempt, tenant = %job.tenant, "job begins");
     }
-    let attempt = tokio::select! {
-        attempt = attempt(&app, &lease) => attempt,
-        // Taken back by its owner, given back by the node, or by now another's.
-        () = running.aborted.notified() => None,
+    let end = tokio::select! {
+        biased;
+        attempt = attempt(&app, &lease) => attempt.map(|attempt| end(&lease, attempt)),
+        // Where its owner has taken it back, the lease is no more, and nothing is given back.
+        () = running.aborted.notified() => Some(Err(given_back())),
         () = keep(&app, &lease) => None,
     };
-    drop(running);
+    running.busy = None;
     // The next job need not wait for the disk.
     drop(permit);
     app.jobs.wake.notify_one();
-    let Some(attempt) = attempt else { return };
+    let Some(end) = end else { return };
     let (id, token) = (lease.job.id, lease.token);
-    let (outcome, ended) = match end(&lease, attempt) {
+    let (outcome, ended) = match end {
         Ok(end) => {
             let outcome = if matches!(end, End::Done(_)) { "done" } else { "dead" };
-            (outcome, insist(|| app.jobs.queue.ack(id, token, end.clone(), now_ms())).await)
+            let most = app.catalog.snapshot().tenant(&lease.job.tenant).map(|t| t.limits);
+            let most = most.map_or(0, |limits| bytes_max(&limits));
+            let ack = || app.jobs.queue.ack(id, token, end.clone(), most, now_ms());
+            (outcome, insist(ack).await)
         }
         Err(again) => {
             let outcome = if again.counts { "failed" } else { "refused" };
@@ -253,9 +301,9 @@ async fn run(app: Arc<App>, lease: Lease, permit: Option<OwnedSemaphorePermit>) 
 }
 
 /// What is refused for want of room is tried again: the work is done, and would be lost.
-async fn insist<F>(mut ask: impl FnMut() -> F) -> Result<(), JobError>
+pub(crate) async fn insist<F, T>(mut ask: impl FnMut() -> F) -> Result<T, JobError>
 where
-    F: Future<Output = Result<(), JobError>>,
+    F: Future<Output = Result<T, JobError>>,
 {
     const TIMES: u32 = 100;
     for _ in 0..TIMES {
@@ -288,12 +336,24 @@ async fn attempt(app: &Arc<App>, lease: &Lease) -> Option<Attempt> {
         return batches::run(app, lease).await;
     }
     let job = &lease.job;
+    let (mut body, mut _room) = (job.body.clone(), None);
+    if let Some((digest, size)) = lease.blob {
+        _room = app.jobs.running_bodies.room(size).await;
+        match batches::blocking(app, move |app| app.jobs.queue.work(&digest)).await {
+            Ok(bytes) => body = bytes,
+            Err(error) => {
+                tracing::error!(job = %job.id, %error, "a job's body cannot be read");
+                let error = "the request's body cannot be read".to_owned();
+                return Some(Attempt::Failed { error, retry_after_s: None });
+            }
+        }
+    }
     let call = Call {
         tenant: &job.tenant,
         function: &job.function,
         selector: &job.selector,
         request: &job.request,
-        body: job.body.clone(),
+        body,
         lane: job.lane,
         id: job.id,
         attempt: lease.attempt,
@@ -332,6 +392,12 @@ fn end(lease: &Lease, attempt: Attempt) -> Result<End, Again> {
     Err(Again { not_before_ms, error, counts })
 }
 
+/// What becomes of a job that is ended in the middle through no fault of its own.
+fn given_back() -> Again {
+    let error = "the server ended while it ran".to_owned();
+    Again { not_before_ms: now_ms(), error, counts: false }
+}
+
 /// One invocation for a job or a line of a batch.
 pub(crate) struct Call<'a> {
     pub(crate) tenant: &'a TenantName,
@@ -355,9 +421,22 @@ impl Call<'_> {
             return Attempt::Hopeless("the function is gone, or that version of it".to_owned());
         };
         let version = work.version.version;
-        let response = match dispatch::run(app, work, request).await {
+        let meter = work.runtime.meter.clone();
+        let ran = dispatch::run(app, work, request).await;
+        let is_refused = matches!(&ran, Err(problem) if retry::is_refusal(problem));
+        if self.lane == Lane::Batch && self.attempt == 1 && !is_refused {
+            // A line is billed as a request's body would be; that of a job was when it came.
+            Transferred::new(meter, Counted::BytesIn).add(self.body.len());
+        }
+        let response = match ran {
             Ok(response) => response,
-            Err(problem) => return refused(&problem),
+            Err(problem) => {
+                if retry::is_of_tenant(&problem) {
+                    let pause_ms = u64::from(problem.retry_after_s.unwrap_or(1)) * 1_000;
+                    app.jobs.pauses.begin(self.tenant, self.lane, pause_ms);
+                }
+                return refused(&problem);
+            }
         };
         let (parts, mut body) = response.into_parts();
         let mut bytes = BytesMut::new();
@@ -395,9 +474,10 @@ impl Call<'_> {
         let snapshot = app.catalog.snapshot();
         let (tenant, function) = (self.tenant.as_str(), self.function.as_str());
         let found = snapshot.find_function(tenant, function, self.selector, |alias| {
-            sticky::pick(alias, tenant, function, headers).0
-        });
-        let Found { tenant, version, grant } = found?;
+            sticky::pick(alias, tenant, function, "", headers).0
+        })?;
+        let trial = app.rollouts.trial(&found, self.selector);
+        let Found { tenant, version, grant, .. } = found;
         // Whoever took the name of a tenant that is gone must not run its jobs.
         let tenant_ms = tenant.created_at.unix_timestamp_nanos() / 1_000_000;
         if tenant_ms > i128::from(self.created_ms) {
@@ -407,7 +487,7 @@ impl Call<'_> {
         let runtime = app.functions.get(&tenant.name, self.function, version, admission);
         let request_id = self.id.to_string().into();
         let (version, grant) = (version.clone(), grant.clone());
-        Some(Work { version, grant, runtime, lane: self.lane, request_id })
+        Some(Work { version, grant, runtime, lane: self.lane, request_id, trial })
     }
 
     fn request(&self) -> Option<Request<Full<Bytes>>> {

@@ -1,6 +1,6 @@
 //! Reading the body of a request, never more of it than it may have.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::FutureExt;
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use super::OipError;
 use crate::{
     budget::{Charge, NoRoom},
-    edge::{Paced, TooSlow},
+    edge::{Paced, TooSlow, Whole},
 };
 
 /// Why a body could not be read.
@@ -43,7 +43,8 @@ pub(super) async fn read(
     bytes_max: usize,
     mut charge: Option<&mut Charge>,
 ) -> Result<Bytes, BodyError> {
-    if body.size_hint().lower() > bytes_max as u64 {
+    let hint = body.size_hint();
+    if hint.lower() > bytes_max as u64 {
         return Err(BodyError::TooLarge);
     }
     if body.is_end_stream() {
@@ -59,8 +60,12 @@ pub(super) async fn read(
     if body.is_end_stream() {
         return Ok(first);
     }
-    // What is announced is taken at its word only as far as it has come.
-    let mut whole = BytesMut::from(first);
+    let mut whole = match &charge {
+        Some(_) => Whole::default(),
+        None => Whole::announced(&hint),
+    };
+    whole.push(&first);
+    drop(first);
     let mut rest = Limited::new(Paced::new(body), left);
     while let Some(frame) = rest.frame().await {
         let frame = match frame {
@@ -74,9 +79,9 @@ pub(super) async fn read(
             let bytes = (whole.len() + data.len()) as u64;
             charge.cover(bytes).map_err(BodyError::NoRoom)?;
         }
-        whole.extend_from_slice(&data);
+        whole.push(&data);
     }
-    Ok(whole.freeze())
+    Ok(whole.into_bytes())
 }
 
 fn is<T: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {

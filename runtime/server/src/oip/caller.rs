@@ -72,7 +72,12 @@ impl Caller {
     pub(crate) async fn enter_reading(&self, app: &App) -> Result<Place, OipError> {
         let admission = app.admission(&self.tenant);
         let entry = admission.enter_inference().await?;
-        Ok(Place::take(entry, admission)?)
+        Ok(Place::take(Some(entry), admission)?)
+    }
+
+    /// Lets in what costs next to nothing, at any rate: only its memory is charged.
+    pub(crate) fn enter_free(&self, app: &App) -> Result<Place, OipError> {
+        Ok(Place::take(None, app.admission(&self.tenant))?)
     }
 
     /// When a request that came at `began` must be answered, where it says so and where it does not.

@@ -112,7 +112,8 @@ async fn batching(app: &App, found: ResolvedModel) -> Result<Batching, OipError>
     Ok(app.models.open_resolved(found).await?.profile().batching.clone())
 }
 
-fn config_type(datatype: DataType) -> &'static str {
+/// Triton's name of a data type.
+pub(super) fn config_type(datatype: DataType) -> &'static str {
     match datatype {
         DataType::Bool => "TYPE_BOOL",
         DataType::U8 => "TYPE_UINT8",
@@ -127,6 +128,7 @@ fn config_type(datatype: DataType) -> &'static str {
         DataType::BF16 => "TYPE_BF16",
         DataType::F32 => "TYPE_FP32",
         DataType::F64 => "TYPE_FP64",
+        DataType::Bytes => "TYPE_STRING",
     }
 }
 

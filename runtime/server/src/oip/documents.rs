@@ -2,15 +2,12 @@
 
 use sandpiper_domain::TensorSpec;
 use sandpiper_inference::{ModelStats, Timing};
-use serde::{
-    Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
     describe::{ConfigTensor, ModelConfig, VersionStatistics},
-    repository::{IndexEntry, LoadParameters},
+    repository::IndexEntry,
     service::{ModelMetadata, SERVER_INFO},
 };
 
@@ -144,50 +141,6 @@ pub(super) fn log_settings() -> Value {
         "log_verbose_level": u8::from(level >= LevelFilter::DEBUG),
         "log_format": "ISO8601",
     })
-}
-
-/// The body of a load.
-#[derive(Default, Deserialize)]
-pub(super) struct Load {
-    #[serde(default)]
-    parameters: Option<LoadNames>,
-}
-
-impl From<LoadParameters> for Load {
-    fn from(parameters: LoadParameters) -> Self {
-        Load { parameters: Some(LoadNames(parameters)) }
-    }
-}
-
-impl From<Load> for LoadParameters {
-    fn from(load: Load) -> Self {
-        load.parameters.map(|names| names.0).unwrap_or_default()
-    }
-}
-
-/// Which parameters there are; their values are not looked at.
-struct LoadNames(LoadParameters);
-
-impl<'de> Deserialize<'de> for LoadNames {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
-            type Value = LoadNames;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of parameters")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LoadNames, A::Error> {
-                let mut found = LoadParameters::default();
-                while let Some((name, IgnoredAny)) = map.next_entry::<String, _>()? {
-                    found.note(name);
-                }
-                Ok(LoadNames(found))
-            }
-        }
-        deserializer.deserialize_map(Names)
-    }
 }
 
 /// The body of an unload. No model depends on another, so that either value asks for the same.

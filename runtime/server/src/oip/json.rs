@@ -2,25 +2,18 @@
 //!
 //! Integers keep every bit and floats are rounded once, to their own type: nothing passes through `f64` on its way.
 //! JSON has no words for NaN and infinity. In a request they are refused; in an answer a NaN is `null`, as KServe's
-//! servers write it, and an infinity is an error that says to ask for binary data.
+//! servers write it, and an infinity is an error that says to ask for binary data. So is a string that is no UTF-8.
 
 use half::{bf16, f16};
-use sandpiper_domain::{DataType, NamedTensor, RANK_MAX, Tensor};
+use sandpiper_domain::{DataType, NamedTensor, RANK_MAX, Tensor, put_string};
 
-use super::{
-    OipError, narrow,
-    tensor::{InputSpec, WireType},
-};
+use super::{OipError, narrow, tensor::InputSpec};
 
 /// Reads `data`, which is known to be valid JSON: a list in row-major order, flat or nested as the shape is.
 pub(crate) fn read_tensor(spec: &InputSpec<'_>, data: &str) -> Result<NamedTensor, OipError> {
-    let WireType::Fixed(datatype) = spec.datatype else {
-        let mut strings = Elements { spec, out: Vec::new(), count: 0 };
-        strings.read(data, |token, _| token.starts_with('"').then_some(()))?;
-        return Err(spec.no_strings());
-    };
+    let datatype = spec.datatype;
     // An element takes a character and a comma at least, so that no shape reserves more than was sent.
-    let room = spec.elements.min(data.len() / 2 + 1) * datatype.size();
+    let room = spec.elements.min(data.len() / 2 + 1) * datatype.size_min();
     let out = Vec::with_capacity(room);
     let mut elements = Elements { spec, out, count: 0 };
     macro_rules! integers {
@@ -55,8 +48,21 @@ pub(crate) fn read_tensor(spec: &InputSpec<'_>, data: &str) -> Result<NamedTenso
             "false" | "0" => push(out, [0]),
             _ => None,
         }),
+        DataType::Bytes => elements.read(data, |token, out| {
+            match plain(token)? {
+                Some(text) => put_string(out, text.as_bytes()),
+                None => put_string(out, serde_json::from_str::<String>(token).ok()?.as_bytes()),
+            }
+            Some(())
+        }),
     }?;
-    spec.of(datatype, elements.out.into())
+    spec.with_bytes(elements.out.into())
+}
+
+/// What is between the quotes of a string, unless something in it is escaped; `None` where it is no string.
+fn plain(token: &str) -> Option<Option<&str>> {
+    let text = token.strip_prefix('"')?.strip_suffix('"')?;
+    Some(if text.contains('\\') { None } else { Some(text) })
 }
 
 /// JSON's numbers are a part of what Rust reads as one; its words for NaN and infinity are not.
@@ -141,16 +147,14 @@ impl Elements<'_> {
         if self.count == self.spec.elements {
             return self.miscounted("more");
         }
+        let datatype = self.spec.datatype;
         let kind = match token.as_bytes().first() {
+            Some(b'"') if datatype == DataType::Bytes => "a string that is no Unicode",
             Some(b'"') => "a string",
             Some(b'{') => "an object",
             Some(b'n') => "null",
             Some(b't' | b'f') => "a boolean",
             _ => "a number that it cannot hold",
-        };
-        let datatype = match self.spec.datatype {
-            WireType::Fixed(datatype) => datatype.name(),
-            WireType::Bytes => "BYTES",
         };
         self.spec.refuse(format!("is {datatype}, and element {} is {kind}", self.count))
     }
@@ -217,11 +221,12 @@ pub(super) fn write_tensor(out: &mut Vec<u8>, name: &str, tensor: &Tensor) -> Re
         DataType::U32 => list!(u32),
         DataType::U64 => list!(u64),
         DataType::Bool => list!(u8, |byte| byte != 0),
+        DataType::Bytes => write_strings(out, tensor),
     };
-    written.map_err(|Infinite| {
+    written.map_err(|Unsayable(what)| {
         let name = super::error::shown(name);
         OipError::invalid(format!(
-            "the output `{name}` holds an infinity, which JSON cannot say; ask for it as binary data (`\"parameters\": \
+            "the output `{name}` holds {what}, which JSON cannot say; ask for it as binary data (`\"parameters\": \
              {{\"binary_data\": true}}` of the output)"
         ))
     })
@@ -229,7 +234,23 @@ pub(super) fn write_tensor(out: &mut Vec<u8>, name: &str, tensor: &Tensor) -> Re
 
 /// An element that JSON cannot say.
 #[derive(Debug)]
-struct Infinite;
+struct Unsayable(&'static str);
+
+const INFINITE: Unsayable = Unsayable("an infinity");
+
+fn write_strings(out: &mut Vec<u8>, tensor: &Tensor) -> Result<(), Unsayable> {
+    out.push(b'[');
+    for (index, bytes) in tensor.strings().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let text =
+            std::str::from_utf8(bytes).map_err(|_| Unsayable("a string that is no UTF-8"))?;
+        serde_json::to_writer(&mut *out, text).map_err(|_| Unsayable("a string"))?;
+    }
+    out.push(b']');
+    Ok(())
+}
 
 /// A value that may be one that JSON cannot say.
 trait Element: serde::Serialize + Copy {
@@ -259,7 +280,7 @@ fn write_list<const N: usize, T: Element>(
     out: &mut Vec<u8>,
     data: &[u8],
     read: impl Fn([u8; N]) -> T,
-) -> Result<(), Infinite> {
+) -> Result<(), Unsayable> {
     out.push(b'[');
     for (index, bytes) in data.as_chunks::<N>().0.iter().enumerate() {
         if index > 0 {
@@ -267,10 +288,10 @@ fn write_list<const N: usize, T: Element>(
         }
         let element = read(*bytes);
         if element.is_infinite() {
-            return Err(Infinite);
+            return Err(INFINITE);
         }
         // Writing a number to memory cannot fail; serde_json writes a NaN as `null`.
-        serde_json::to_writer(&mut *out, &element).map_err(|_| Infinite)?;
+        serde_json::to_writer(&mut *out, &element).map_err(|_| INFINITE)?;
     }
     out.push(b']');
     Ok(())

@@ -14,15 +14,18 @@ use crate::{
 /// Bodies and answers up to here are read and written where they are; longer ones on a thread that may take its time.
 pub(crate) const INLINE_BYTES_MAX: usize = 128 * 1024;
 
-/// A place in the tenant's gate, and the bytes that the request and its answer take.
+/// A place in the tenant's gate, if the request needs one, and the bytes that it and its answer take.
 pub(crate) struct Place {
-    _entry: Entry,
+    _entry: Option<Entry>,
     pub(super) charge: Charge,
     admission: Arc<TenantAdmission>,
 }
 
 impl Place {
-    pub(super) fn take(entry: Entry, admission: Arc<TenantAdmission>) -> Result<Self, NoRoom> {
+    pub(super) fn take(
+        entry: Option<Entry>,
+        admission: Arc<TenantAdmission>,
+    ) -> Result<Self, NoRoom> {
         let charge = admission.bytes.charge(FLOOR_BYTES)?;
         Ok(Place { _entry: entry, charge, admission })
     }

@@ -1,18 +1,23 @@
 //! The model repository: which models there are, and taking them out of service and back.
 //!
-//! Models are uploaded through the control plane and loaded by their first call; so `load` and `unload` are a switch of
-//! the owner's. An unloaded model takes no calls, from anybody, until it is loaded or a new version is deployed.
+//! Models are loaded by their first call; so `load` and `unload` are a switch of the owner's. An unloaded model takes
+//! no calls, from anybody, until it is loaded or a new version is deployed. A load may bring that version itself, as
+//! Triton's clients do; see [`load`](self::load()).
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use sandpiper_control::ModelEntry;
-use sandpiper_domain::{AliasName, InferenceError, ModelKey, ModelRef, Scope, Selector};
+use sandpiper_domain::{ModelKey, ModelRef, Scope};
 
 use super::{Caller, OipError, service::reference};
-use crate::{app::App, models::ResolvedModel};
+use crate::app::App;
 
-/// How long a load is waited for. It goes on beyond.
-const LOAD_WAIT_MAX: Duration = Duration::from_secs(120);
+mod config;
+mod load;
+mod parameters;
+
+pub(crate) use load::{load, may_load};
+pub(crate) use parameters::{Given, LoadParameters, PARAMETERS_MAX};
 
 /// One version in the index.
 pub(crate) struct IndexEntry {
@@ -43,17 +48,6 @@ impl State {
             State::Unavailable => "UNAVAILABLE",
         }
     }
-}
-
-/// What came with a load: everything in it asks for something that this server does another way.
-#[derive(Debug, Default)]
-pub(crate) struct LoadParameters {
-    /// A model configuration was given.
-    pub(crate) has_config: bool,
-    /// Files of a model were given.
-    pub(crate) has_files: bool,
-    /// Others, by name.
-    pub(crate) unknown: Option<String>,
 }
 
 /// Every version of every model that the tenant owns, by name and number. It may be long, and is not for a thread that
@@ -96,50 +90,11 @@ fn state(app: &App, key: &ModelKey) -> (State, String) {
     }
 }
 
-/// Brings a model into service, and answers when its versions are in memory: the one that is named, or those that
-/// `live` points at. A model in quarantine leaves it.
-pub(crate) async fn load(
-    app: &App,
-    caller: &Caller,
-    name: &str,
-    parameters: &LoadParameters,
-) -> Result<(), OipError> {
-    caller.must_have(&[Scope::Models])?;
-    let (reference, model) = own_model(app, caller, name)?;
-    parameters.refuse()?;
-    let withdrawal = app.models.withdrawal(&caller.tenant.name, &model.name);
-    let versions = versions_to_load(&model, reference.selector);
-    if versions.is_empty() {
-        return Err(OipError::unknown_model(name, None));
-    }
-    for number in versions {
-        let version = model.versions.get(number).cloned();
-        let version = version.ok_or_else(|| OipError::unknown_model(name, None))?;
-        let (tenant, model) = (caller.tenant.name.clone(), model.name.clone());
-        let key = ModelKey { tenant, model, version: number };
-        let found = ResolvedModel { key, version, asker: caller.tenant.name.clone() };
-        let loaded = tokio::time::timeout(LOAD_WAIT_MAX, app.models.load_afresh(&found)).await;
-        let loaded = loaded.map_err(|_| {
-            OipError::unavailable("the model is still being loaded; ask again whether it is ready")
-        })?;
-        // It is the owner who asks, and may know more than callers do.
-        loaded.map_err(|error| match app.models.load_failure(&found.key) {
-            Some(failure) if matches!(error, InferenceError::Unavailable(_)) => {
-                OipError::unavailable(failure)
-            }
-            _ => error.into(),
-        })?;
-    }
-    if !app.models.restore_from(&caller.tenant.name, &model.name, withdrawal) {
-        return Err(OipError::unavailable("the model was unloaded while it was being loaded"));
-    }
-    Ok(())
-}
-
 /// Takes a model out of service and out of memory. No model depends on another here, so that there are no dependents.
 pub(crate) fn unload(app: &App, caller: &Caller, name: &str) -> Result<(), OipError> {
     caller.must_have(&[Scope::Models])?;
     let (reference, model) = own_model(app, caller, name)?;
+    let model = model.ok_or_else(|| OipError::unknown_model(name, None))?;
     if reference.selector.is_some() {
         let text = "a model is unloaded as a whole: name it without a version or alias";
         return Err(OipError::invalid(text));
@@ -148,60 +103,23 @@ pub(crate) fn unload(app: &App, caller: &Caller, name: &str) -> Result<(), OipEr
     Ok(())
 }
 
-impl LoadParameters {
-    /// Notes a parameter by its name.
-    pub(crate) fn note(&mut self, name: String) {
-        if name.starts_with("file:") {
-            self.has_files = true;
-        } else if name == "config" {
-            self.has_config = true;
-        } else {
-            self.unknown = Some(name);
-        }
-    }
-
-    fn refuse(&self) -> Result<(), OipError> {
-        let text = if self.has_files {
-            "a load cannot bring files: upload the model with PUT /api/v1/models/{name}".to_owned()
-        } else if self.has_config {
-            "a load cannot change a model's configuration: its options belong to a version, and are given with PUT \
-             /api/v1/models/{name}"
-                .to_owned()
-        } else if let Some(name) = &self.unknown {
-            let name = super::error::shown(name);
-            return Err(OipError::invalid(format!("a load has no parameter `{name}`")));
-        } else {
-            return Ok(());
-        };
-        Err(OipError::Unsupported(text))
-    }
-}
-
-/// A model that the caller's tenant owns.
+/// A model that the caller's tenant owns, or the name of one that it may make.
 fn own_model(
     app: &App,
     caller: &Caller,
     name: &str,
-) -> Result<(ModelRef, Arc<ModelEntry>), OipError> {
+) -> Result<(ModelRef, Option<Arc<ModelEntry>>), OipError> {
     let reference = reference(name, None)?;
     let tenant = &caller.tenant.name;
     let snapshot = app.catalog.snapshot();
     let owner = reference.owner.as_ref().unwrap_or(tenant);
-    let model = snapshot.model(owner, &reference.name);
-    let model = model.filter(|model| owner == tenant || model.grants.include(tenant));
-    let model = model.ok_or_else(|| OipError::unknown_model(name, None))?;
-    if owner != tenant {
-        let text = "only its owner may load and unload this model";
-        return Err(OipError::PermissionDenied(text.to_owned()));
+    let model = snapshot.model(owner, &reference.name).cloned();
+    if owner == tenant {
+        return Ok((reference, model));
     }
-    Ok((reference, model.clone()))
-}
-
-fn versions_to_load(model: &ModelEntry, selector: Option<Selector>) -> Vec<u32> {
-    let alias = match selector {
-        Some(Selector::Version(number)) => return vec![number],
-        Some(Selector::Alias(alias)) => alias,
-        None => AliasName::live(),
-    };
-    model.versions.alias(&alias).map(|alias| alias.target().versions()).unwrap_or_default()
+    if model.is_none_or(|model| !model.grants.include(tenant)) {
+        return Err(OipError::unknown_model(name, None));
+    }
+    let text = "only its owner may load and unload this model";
+    Err(OipError::PermissionDenied(text.to_owned()))
 }

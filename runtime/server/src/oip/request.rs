@@ -10,7 +10,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{OipError, json, tensor::InputSpec};
+use super::{OipError, json, service::check_id, tensor::InputSpec};
 
 /// Bytes of tensors that a byte of JSON can become: a digit and a comma are eight bytes of FP64.
 pub(super) const GROWTH_MAX: u64 = 4;
@@ -231,6 +231,7 @@ pub(super) fn read(
             "sequences are not supported: every request stands alone",
         ));
     }
+    head.id.as_deref().map_or(Ok(()), check_id)?;
     let mut binary = BinaryPart { body, at: length };
     let mut inputs = Vec::with_capacity(head.inputs.0.len());
     for input in &head.inputs.0 {
@@ -267,7 +268,8 @@ impl Input<'_> {
         if parameters.is_some_and(|parameters| parameters.shared_memory_region.is_some()) {
             return Err(no_shared_memory());
         }
-        match (self.data, parameters.and_then(|parameters| parameters.binary_data_size)) {
+        let input = match (self.data, parameters.and_then(|parameters| parameters.binary_data_size))
+        {
             (Some(data), None) => json::read_tensor(&spec, data.get()),
             (None, Some(size)) => spec.with_bytes(binary.take(&spec, size)?),
             (Some(_), Some(_)) => {
@@ -276,7 +278,9 @@ impl Input<'_> {
             (None, None) => {
                 Err(spec.refuse("has neither `data` nor `parameters.binary_data_size`; give one"))
             }
-        }
+        }?;
+        spec.must_be_wanted(signature)?;
+        Ok(input)
     }
 }
 
@@ -336,6 +340,10 @@ pub(super) fn read_raw(body: &Bytes, signature: &ModelSignature) -> Result<Infer
         );
         return Err(OipError::invalid(text));
     };
+    let Some(element) = input.datatype.size() else {
+        let text = "a raw body (Inference-Header-Content-Length: 0) cannot be BYTES; send the header's JSON, too";
+        return Err(OipError::invalid(text));
+    };
     let mut shape = input.shape.clone();
     // One size can be told from the length. Where two are free, the first is the batch, and a raw body is one row.
     let is_free = |size: &i64| *size < 0;
@@ -349,8 +357,7 @@ pub(super) fn read_raw(body: &Bytes, signature: &ModelSignature) -> Result<Infer
             let text = "a raw body is for models whose input has one free size besides the batch";
             return Err(OipError::invalid(text));
         }
-        let element = input.datatype.size() as i64;
-        let row = shape.iter().try_fold(element, |bytes, size| bytes.checked_mul(*size));
+        let row = shape.iter().try_fold(element as i64, |bytes, size| bytes.checked_mul(*size));
         shape[place] = row.and_then(|row| (body.len() as i64).checked_div(row)).unwrap_or(0);
     }
     let spec = InputSpec::new(&input.name, input.datatype.name(), &shape)?;

@@ -1,7 +1,7 @@
 //! An inference's answer as REST carries it: JSON, and behind it the raw bytes of the outputs that were asked for so.
 
 use bytes::Bytes;
-use sandpiper_domain::NamedTensor;
+use sandpiper_domain::{DataType, NamedTensor};
 
 use super::{OipError, json, request::WantedOutput, service::InferAnswer};
 
@@ -64,21 +64,25 @@ pub(super) fn length_max(answer: &InferAnswer, format: &Format) -> u64 {
         // The longest number of each type with its comma, by the bytes that it has.
         let growth = match (is_binary(format, output), tensor.datatype().size()) {
             (true, _) => 1,
-            (false, 1) => 6,
-            (false, 2) => 8,
-            (false, 4) => 5,
-            (false, _) => 4,
+            // A byte of a string may be six characters, `\u0000`; its quotes and comma are fewer than its length takes.
+            (false, None | Some(1)) => 6,
+            (false, Some(2)) => 8,
+            (false, Some(4)) => 5,
+            (false, Some(_)) => 4,
         };
         100 + output.name.len() as u64 + data * growth
     });
-    200 + outputs.sum::<u64>()
+    // A character becomes six at most.
+    let id = 6 * format.id.as_ref().map_or(0, String::len) as u64;
+    200 + id + outputs.sum::<u64>()
 }
 
 /// Room for the whole body at once: a number of four bytes takes a dozen characters at most, as a rule.
 fn expected_length(answer: &InferAnswer, format: &Format) -> usize {
     let outputs = answer.outputs.iter().map(|output| {
         let bytes = output.tensor.data().len();
-        let data = if is_binary(format, output) { bytes } else { bytes * 3 };
+        let is_text = output.tensor.datatype() == DataType::Bytes;
+        let data = if is_text || is_binary(format, output) { bytes } else { bytes * 3 };
         100 + output.name.len() + data
     });
     200 + outputs.sum::<usize>()

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts,
 };
+use http_body::Body as _;
 use hyper::body::Incoming;
 use sandpiper_domain::Scope;
 use serde::Deserialize;
@@ -32,7 +33,8 @@ use crate::{
     app::App,
     dispatch::bearer,
     edge::{self, BodyWasRead, EdgeBody},
-    respond::{ERROR_HEADER, REQUEST_ID},
+    respond::{ERROR_HEADER, Problem, REQUEST_ID},
+    uploads,
 };
 
 /// The length of the JSON in a body that goes on with raw tensors.
@@ -274,16 +276,29 @@ impl Exchange<'_> {
     }
 
     async fn load(&mut self, caller: &Caller, name: &str, body: Incoming) -> Reply {
-        caller.must_have(&[Scope::Models])?;
-        let body: documents::Load = match self.control_body(body).await {
-            // Nothing but files makes a load so long.
-            Err(failure) if failure.status == StatusCode::PAYLOAD_TOO_LARGE => {
-                documents::Load::from(LoadParameters { has_files: true, ..Default::default() })
+        repository::may_load(self.app, caller, name)?;
+        // Nothing but a file makes a load so long.
+        let is_long = body.size_hint().upper().is_none_or(|bytes| bytes > CONTROL_BYTES_MAX as u64);
+        let places = is_long.then(|| uploads::enter(self.app, &caller.tenant)).transpose();
+        let places = places.map_err(OipError::from)?;
+        let limit_mib = caller.tenant.limits.model_mib;
+        // Base64 takes a third more than the file, and escapes in it a little more.
+        let bytes_max = CONTROL_BYTES_MAX + (limit_mib << 20) as usize / 2 * 3;
+        let body = match body::read(body, bytes_max, None).await {
+            Err(BodyError::TooLarge) => {
+                return Err(OipError::from(Problem::too_large("model", limit_mib)).into());
             }
             body => body?,
         };
+        self.body_was_read = true;
+        let parameters = if body.len() > INLINE_BYTES_MAX {
+            let read = move || LoadParameters::from_json(&body);
+            tokio::task::spawn_blocking(read).await.map_err(OipError::internal)?
+        } else {
+            LoadParameters::from_json(&body)
+        };
         let _place = caller.enter_reading(self.app).await?;
-        repository::load(self.app, caller, name, &body.into()).await?;
+        repository::load(self.app, caller, name, parameters?, places).await?;
         Ok(document(&json!({})))
     }
 

@@ -1,47 +1,38 @@
 //! Tensors by the protocol's names: the common ground of JSON, binary parts and gRPC's raw contents.
 
 use bytes::Bytes;
-use sandpiper_domain::{DataType, ModelSignature, NamedTensor, RANK_MAX, Tensor};
+use sandpiper_domain::{
+    DataType, ModelSignature, NamedTensor, RANK_MAX, Tensor, TensorError, TensorSpec,
+};
 
 use super::{OipError, error::shown};
 
-/// A datatype as a request names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WireType {
-    /// Elements of a fixed size.
-    Fixed(DataType),
-    /// `BYTES`: each element is its length, 32 bits, and so many bytes.
-    Bytes,
-}
-
-impl WireType {
-    /// Reads the protocol's name, such as `FP32`.
-    pub(crate) fn parse(name: &str) -> Option<Self> {
-        Some(WireType::Fixed(match name {
-            "FP32" => DataType::F32,
-            "INT64" => DataType::I64,
-            "BOOL" => DataType::Bool,
-            "UINT8" => DataType::U8,
-            "UINT16" => DataType::U16,
-            "UINT32" => DataType::U32,
-            "UINT64" => DataType::U64,
-            "INT8" => DataType::I8,
-            "INT16" => DataType::I16,
-            "INT32" => DataType::I32,
-            "FP16" => DataType::F16,
-            "BF16" => DataType::BF16,
-            "FP64" => DataType::F64,
-            "BYTES" => return Some(WireType::Bytes),
-            _ => return None,
-        }))
-    }
+/// Reads the protocol's name of a datatype, such as `FP32`.
+fn datatype(name: &str) -> Option<DataType> {
+    Some(match name {
+        "FP32" => DataType::F32,
+        "INT64" => DataType::I64,
+        "BOOL" => DataType::Bool,
+        "UINT8" => DataType::U8,
+        "UINT16" => DataType::U16,
+        "UINT32" => DataType::U32,
+        "UINT64" => DataType::U64,
+        "INT8" => DataType::I8,
+        "INT16" => DataType::I16,
+        "INT32" => DataType::I32,
+        "FP16" => DataType::F16,
+        "BF16" => DataType::BF16,
+        "FP64" => DataType::F64,
+        "BYTES" => DataType::Bytes,
+        _ => return None,
+    })
 }
 
 /// The name, type and shape of an input, checked.
 #[derive(Debug)]
 pub(crate) struct InputSpec<'a> {
     pub(crate) name: &'a str,
-    pub(crate) datatype: WireType,
+    pub(crate) datatype: DataType,
     shape: [u64; RANK_MAX],
     rank: usize,
     /// The product of the shape.
@@ -50,11 +41,11 @@ pub(crate) struct InputSpec<'a> {
 
 impl<'a> InputSpec<'a> {
     /// Checks what a request says of an input.
-    pub(crate) fn new(name: &'a str, datatype: &str, shape: &[i64]) -> Result<Self, OipError> {
+    pub(crate) fn new(name: &'a str, kind: &str, shape: &[i64]) -> Result<Self, OipError> {
         let refuse =
             |text: String| OipError::invalid(format!("the input `{}` {text}", shown(name)));
-        let wire = WireType::parse(datatype)
-            .ok_or_else(|| refuse(format!("has the unknown datatype `{}`", shown(datatype))))?;
+        let datatype = datatype(kind)
+            .ok_or_else(|| refuse(format!("has the unknown datatype `{}`", shown(kind))))?;
         if shape.len() > RANK_MAX {
             let text = format!("has {} dimensions; at most {RANK_MAX} are allowed", shape.len());
             return Err(refuse(text));
@@ -68,7 +59,7 @@ impl<'a> InputSpec<'a> {
                     || refuse(format!("has the shape {shape:?}, whose product overflows")),
                 )?;
         }
-        Ok(InputSpec { name, datatype: wire, shape: dims, rank: shape.len(), elements })
+        Ok(InputSpec { name, datatype, shape: dims, rank: shape.len(), elements })
     }
 
     /// The dimensions.
@@ -76,10 +67,18 @@ impl<'a> InputSpec<'a> {
         &self.shape[..self.rank]
     }
 
-    /// Checks name, type and shape against the model's, before anything is read of the data. Strings are read first, so
-    /// that what is wrong with them is told.
+    /// Checks name, type and shape against the model's, before anything is read of the data. Strings for a model that
+    /// takes none are read first, so that what is wrong with them is told.
     pub(crate) fn must_fit(&self, signature: &ModelSignature) -> Result<(), OipError> {
-        let WireType::Fixed(datatype) = self.datatype else { return Ok(()) };
+        let is_text = |spec: &TensorSpec| spec.name == self.name && spec.datatype == self.datatype;
+        if self.datatype == DataType::Bytes && !signature.inputs.iter().any(is_text) {
+            return Ok(());
+        }
+        self.must_be_wanted(signature)
+    }
+
+    /// The same, whatever the type is.
+    pub(crate) fn must_be_wanted(&self, signature: &ModelSignature) -> Result<(), OipError> {
         let spec = signature.inputs.iter().find(|spec| spec.name == self.name);
         let Some(spec) = spec else {
             return Err(OipError::invalid(format!(
@@ -87,8 +86,8 @@ impl<'a> InputSpec<'a> {
                 shown(self.name)
             )));
         };
-        if datatype != spec.datatype {
-            let wanted = spec.datatype;
+        if self.datatype != spec.datatype {
+            let (datatype, wanted) = (self.datatype, spec.datatype);
             return Err(self.refuse(format!("is {datatype}; the model takes {wanted}")));
         }
         let fits = |(size, wanted): (&u64, &i64)| *wanted < 0 || *size as i64 == *wanted;
@@ -112,48 +111,22 @@ impl<'a> InputSpec<'a> {
 
     /// The input with these bytes: little-endian, row-major, elements of `BYTES` with their lengths.
     pub(crate) fn with_bytes(&self, data: Bytes) -> Result<NamedTensor, OipError> {
-        match self.datatype {
-            WireType::Fixed(datatype) => self.of(datatype, data),
-            WireType::Bytes => {
-                self.check_lengths(&data)?;
-                Err(self.no_strings())
-            }
-        }
-    }
-
-    pub(super) fn of(&self, datatype: DataType, data: Bytes) -> Result<NamedTensor, OipError> {
-        let tensor = Tensor::new(datatype, self.shape(), data)
-            .map_err(|error| self.refuse(format!("does not fit together: {error}")))?;
-        Ok(NamedTensor { name: self.name.to_owned(), tensor })
-    }
-
-    /// Strings are read, so that what is wrong with them is told, and then refused: no model of this backend has any.
-    pub(super) fn no_strings(&self) -> OipError {
-        self.refuse("is BYTES; models here take numbers and booleans alone")
-    }
-
-    fn check_lengths(&self, data: &[u8]) -> Result<(), OipError> {
-        let (mut rest, mut count) = (data, 0usize);
-        while let Some((length, after)) = rest.split_first_chunk::<4>() {
-            let length = u32::from_le_bytes(*length) as usize;
-            rest = after.get(length..).ok_or_else(|| {
-                let left = after.len();
-                self.refuse(format!(
+        let tensor = Tensor::new(self.datatype, self.shape(), data).map_err(|error| {
+            let detail = match error {
+                TensorError::Overlong { length, left } => format!(
                     "has a BYTES element whose length is {length} where {left} bytes are left"
-                ))
-            })?;
-            count += 1;
-        }
-        if !rest.is_empty() {
-            let text = format!("ends in {} bytes that are no whole BYTES element", rest.len());
-            return Err(self.refuse(text));
-        }
-        if count != self.elements {
-            let (shape, wanted) = (self.shape(), self.elements);
-            let text = format!("has the shape {shape:?}, {wanted} elements; {count} were given");
-            return Err(self.refuse(text));
-        }
-        Ok(())
+                ),
+                TensorError::Rest(bytes) => {
+                    format!("ends in {bytes} bytes that are no whole BYTES element")
+                }
+                TensorError::Count { shape, expected, actual } => {
+                    format!("has the shape {shape:?}, {expected} elements; {actual} were given")
+                }
+                error => format!("does not fit together: {error}"),
+            };
+            self.refuse(detail)
+        })?;
+        Ok(NamedTensor { name: self.name.to_owned(), tensor })
     }
 }
 
@@ -163,12 +136,12 @@ mod tests {
 
     #[test]
     fn every_datatype_is_known_by_its_own_name() {
-        for datatype in [DataType::Bool, DataType::U8, DataType::BF16, DataType::F16, DataType::I64]
-        {
-            assert_eq!(WireType::parse(datatype.name()), Some(WireType::Fixed(datatype)));
+        let (bf16, bytes) = (DataType::BF16, DataType::Bytes);
+        for datatype in [DataType::Bool, DataType::U8, bf16, DataType::F16, DataType::I64, bytes] {
+            assert_eq!(super::datatype(datatype.name()), Some(datatype));
         }
         for text in ["", "fp32", "FLOAT", "TYPE_FP32", "STRING", "FP32 "] {
-            assert_eq!(WireType::parse(text), None, "{text}");
+            assert_eq!(datatype(text), None, "{text}");
         }
     }
 
@@ -190,9 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_with_a_bad_length_are_told_from_good_ones() {
-        assert!(of_bytes(&[1], b"\x02\0\0\0ab").contains("numbers and booleans"));
-        assert!(of_bytes(&[0], b"").contains("numbers and booleans"));
+    fn bytes_with_a_bad_length_are_refused() {
         assert!(of_bytes(&[1], b"\x03\0\0\0ab").contains("length is 3"));
         assert!(of_bytes(&[1], b"\xff\xff\xff\xffab").contains("length is 4294967295"));
         assert!(of_bytes(&[1], b"\x01\0\0").contains("no whole"));
@@ -220,7 +191,9 @@ mod tests {
             }
             let shape = [strings.len() as i64];
             let spec = InputSpec::new("s", "BYTES", &shape).unwrap();
-            proptest::prop_assert!(spec.check_lengths(&data).is_ok());
+            let tensor = spec.with_bytes(data.into()).unwrap().tensor;
+            let read: Vec<&[u8]> = tensor.strings().collect();
+            proptest::prop_assert_eq!(read, strings.iter().map(|s| s.as_bytes()).collect::<Vec<_>>());
         }
     }
 }

@@ -336,7 +336,7 @@ fn any_tensor() -> impl Strategy<Value = (DataType, Vec<u64>, Vec<u8>)> {
     ];
     let shape = prop::collection::vec(0u64..4, 0..5);
     (datatype, shape).prop_flat_map(|(datatype, shape)| {
-        let bytes = shape.iter().product::<u64>() as usize * datatype.size();
+        let bytes = shape.iter().product::<u64>() as usize * datatype.size_min();
         let data = prop::collection::vec(any::<u8>(), bytes);
         (Just(datatype), Just(shape), data)
     })
@@ -345,7 +345,7 @@ fn any_tensor() -> impl Strategy<Value = (DataType, Vec<u64>, Vec<u8>)> {
 /// The same bytes with what JSON cannot carry made something that it can.
 fn sayable(datatype: DataType, data: &[u8]) -> Vec<u8> {
     let mut data = data.to_vec();
-    for element in data.chunks_mut(datatype.size()) {
+    for element in data.chunks_mut(datatype.size_min()) {
         match datatype {
             DataType::Bool => element[0] &= 1,
             // A bit of the exponent off: finite.
@@ -375,11 +375,37 @@ proptest! {
     }
 
     #[test]
+    fn all_strings_come_back_from_json_within_the_bytes_that_are_set_aside(
+        texts in prop::collection::vec(any::<String>(), 0..6),
+        odd in prop::collection::vec(any::<u8>(), 0..6),
+    ) {
+        let bytes = texts.iter().map(String::as_bytes);
+        let shape = [texts.len() as u64];
+        let given = Tensor::of_strings(&shape, bytes.clone()).unwrap();
+        let mut text = Vec::new();
+        json::write_tensor(&mut text, "x", &given).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), texts.clone());
+        let read_back = read("BYTES", &[texts.len() as i64], &text).unwrap();
+        prop_assert_eq!(&read_back[..], &given.data()[..]);
+        let one = answer(DataType::Bytes, &shape, read_back);
+        let format = || Format { id: None, outputs: vec![], binary_by_default: false };
+        let body = response::write(&one, &format()).unwrap().body;
+        prop_assert!(body.len() as u64 <= response::length_max(&one, &format()));
+        // Any bytes are a string, and those that are no UTF-8 are none for JSON.
+        let shape = [texts.len() as u64 + 1];
+        let other = Tensor::of_strings(&shape, bytes.chain([&odd[..]])).unwrap();
+        let is_said = json::write_tensor(&mut Vec::new(), "x", &other).is_ok();
+        prop_assert_eq!(is_said, std::str::from_utf8(&odd).is_ok());
+    }
+
+    #[test]
     fn any_json_is_read_without_a_panic(
         data in r#"[\[\], 0-9.eE+\-"a\\{}:ntrue]{0,60}"#,
         shape in prop::collection::vec(0i64..4, 0..4),
+        datatype in "(FP32|BYTES)",
     ) {
-        let text = format!(r#"{{"inputs":[{{"name":"x","shape":{shape:?},"datatype":"FP32","data":{data}}}]}}"#);
+        let text = format!(r#"{{"inputs":[{{"name":"x","shape":{shape:?},"datatype":"{datatype}","data":{data}}}]}}"#);
         let _ = whole(text.as_bytes(), None);
     }
 

@@ -22,10 +22,10 @@ pub(crate) fn no_response(exchange: Exchange) {
     drop(exchange);
 }
 
-/// Promises 1,000 bytes, sends a few, waits until they must be out, traps.
+/// Promises 1,000 bytes after a head with `?code=`, sends a few, waits until they must be out, traps.
 pub(crate) fn trap_after_head(exchange: Exchange, query: &Query) -> ! {
     let headers = [("content-length".to_owned(), b"1000".to_vec())];
-    let (body, stream) = http::start(exchange.out, 200, &headers);
+    let (body, stream) = http::start(exchange.out, query.number("code", 200) as u16, &headers);
     let _ = http::write_all(&stream, b"the beginning of something");
     monotonic_clock::subscribe_duration(query.number("ms", 50) * 1_000_000).block();
     std::mem::forget((body, stream));

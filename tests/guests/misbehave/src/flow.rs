@@ -180,3 +180,9 @@ fn sleep(ms: u64) {
 fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value).into_owned()
 }
+
+/// Answers, and is at work for `?ms=` after that.
+pub(crate) fn work_on(exchange: Exchange, query: &Query) {
+    exchange.text("done");
+    sleep(query.number("ms", 10));
+}

@@ -5,7 +5,8 @@ use wasip2::clocks::monotonic_clock;
 
 use crate::http::{Exchange, Query};
 
-/// Waits `?ms=`, fails with `?code=` (500) in its first `?fail_until=` attempts, and then tells what it saw.
+/// Waits `?ms=`, if there is `?only=` only where that is the body, fails with `?code=` (500)
+/// in its first `?fail_until=` attempts, and then tells what it saw.
 pub(crate) fn job(exchange: Exchange, query: &Query) {
     let header = |name: &str| {
         let values = exchange.request.headers().get(name);
@@ -22,7 +23,8 @@ pub(crate) fn job(exchange: Exchange, query: &Query) {
         job.as_deref().unwrap_or("-"),
         String::from_utf8_lossy(&body)
     );
-    if let Some(ms) = query.get("ms").and_then(|ms| ms.parse::<u64>().ok()) {
+    let waits = query.get("only").is_none_or(|only| only.as_bytes() == body);
+    if let Some(ms) = query.get("ms").and_then(|ms| ms.parse::<u64>().ok()).filter(|_| waits) {
         monotonic_clock::subscribe_duration(ms * 1_000_000).block();
     }
     if (1..=query.number("fail_until", 0)).contains(&attempt) {

@@ -7,7 +7,7 @@
 //! | `io` | `/echo` `/body-size` `/stream` `/big` `/log` `/log-empty` `/env` `/random` `/clock` |
 //! | `reach` | `/egress` `/sockets` `/fs` |
 //! | `nn` | `/tensor` `/slow-infer` |
-//! | `flow` | `/pipe` `/drain` `/sse` `/trailers` `/late` `/slow-read` |
+//! | `flow` | `/pipe` `/drain` `/sse` `/trailers` `/late` `/slow-read` `/work-on` |
 //! | `job` | `/job` |
 //! | here | `/ok` `/counter` |
 
@@ -76,6 +76,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Misbehave {
             "/trailers" => flow::trailers(exchange, &query),
             "/late" => flow::late(exchange),
             "/slow-read" => flow::slow_read(exchange, &query),
+            "/work-on" => flow::work_on(exchange, &query),
 
             "/egress" => reach::egress(exchange, &query),
             "/sockets" => reach::sockets(exchange, &query),

@@ -70,7 +70,9 @@ pub(super) fn request(metadata: &Value, shapes: &[InputShape], binary: bool) -> 
 }
 
 fn datatype(name: &str, datatype: &str) -> Result<DataType> {
-    serde_json::from_value(datatype.into()).map_err(|_| {
+    let known = serde_json::from_value(datatype.into()).ok();
+    // Which strings a model knows, only who made it can tell.
+    known.filter(|known| *known != DataType::Bytes).ok_or_else(|| {
         let (name, datatype) = (clean(name), clean(datatype));
         CliError::usage(format!("no values can be made for the input {name} of type {datatype}"))
             .next("give the whole request with --input FILE")
@@ -126,7 +128,7 @@ fn tensor(datatype: DataType, sizes: &[u64], random: &mut StdRng) -> Result<(Vec
                 let boolean = datatype == DataType::Bool;
                 values.push(if boolean { json!(bit) } else { json!(u8::from(bit)) });
                 let start = bytes.len();
-                bytes.resize(start + datatype.size(), 0);
+                bytes.resize(start + datatype.size_min(), 0);
                 if let Some(first) = bytes.get_mut(start) {
                     *first = bit.into();
                 }

@@ -87,6 +87,23 @@ fn a_function_without_bindings_settles_all_models_of_its_tenant() {
 }
 
 #[test]
+fn a_place_with_as_many_models_as_it_may_have_follows_them() {
+    let house = House::new("dedicated");
+    for number in 0..256 {
+        house.upload(&acme(), &format!("m{number}"), b"1");
+    }
+    house.deploy("f", b"a");
+    assert_eq!(models(&house).len(), 256);
+    house.upload(&acme(), "m7", b"2");
+    let settled = models(&house);
+    assert_eq!((settled.len(), settled["m7"]), (256, 2));
+    // One more means what it means at each load.
+    house.upload(&acme(), "n", b"1");
+    assert_eq!(models(&house).len(), 256);
+    assert_eq!((loads(&house, 0, "m7"), loads(&house, 0, "n")), (Some(2), Some(1)));
+}
+
+#[test]
 fn an_alias_that_moves_leaves_the_others_as_they_were_settled() {
     let mut house = House::new("free");
     house.upload(&acme(), "m", b"1");

@@ -1,7 +1,10 @@
 //! Reads an ONNX protobuf before tract does: refuses what tract would answer with a panic or with a vague error,
 //! and rewrites the few things that tract reads wrongly.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use sandpiper_domain::DataType;
 use tract_onnx::pb::{
@@ -12,7 +15,7 @@ use tract_onnx::pb::{
 
 use super::{
     refuse,
-    rewrite::{opset, rewrite},
+    rewrite::{Strings, opset, rewrite},
 };
 use crate::{LoadError, contract::shown};
 
@@ -37,6 +40,8 @@ pub(super) struct Slot {
     pub(super) datatype: Option<DataType>,
     /// `None` where the graph does not state the rank.
     pub(super) dims: Option<Vec<Dim>>,
+    /// Callers have strings, and the graph has their numbers.
+    pub(super) is_text: bool,
 }
 
 /// What a caller gives and gets: an input that has an initializer is a weight and not here.
@@ -50,6 +55,8 @@ pub(super) struct Declared {
     pub(super) parameters: u64,
     /// Whether tract is right about the graph only where it knows every size.
     pub(super) needs_sizes: bool,
+    /// The strings that the graph had.
+    pub(super) strings: Arc<Strings>,
 }
 
 /// The nodes that take the largest or smallest of values.
@@ -71,19 +78,22 @@ pub(super) fn audit(
         return Err(malformed("it names no operator set (`opset_import`)"));
     }
     let Census { operators, parameters } = Census::of(graph);
-    rewrite(model)?;
+    let strings = rewrite(model)?;
     let opset = opset(model);
     let graph = model.graph.as_mut().ok_or(LoadError::Truncated)?;
     let mut audit = Audit { registered, opset, missing: Missing::default(), needs_sizes: false };
-    audit.visit(graph)?;
+    audit.visit(graph, false)?;
     let Audit { missing, needs_sizes, .. } = audit;
     if !missing.operators.is_empty() {
         return Err(LoadError::UnsupportedOperator { operators: missing.operators });
     }
     name_dimensions(graph);
-    let (inputs, outputs) = declare(graph)?;
+    let (mut inputs, mut outputs) = declare(graph)?;
+    inputs.iter_mut().for_each(|slot| slot.is_text = strings.inputs.contains(&slot.name));
+    outputs.iter_mut().for_each(|slot| slot.is_text = strings.outputs.contains(&slot.name));
     name_nodes(graph);
-    Ok(Declared { inputs, outputs, operators, parameters, needs_sizes })
+    let strings = Arc::new(strings);
+    Ok(Declared { inputs, outputs, operators, parameters, needs_sizes, strings })
 }
 
 /// What a graph is made of, as uploaded.
@@ -163,7 +173,7 @@ struct Audit<'a> {
 }
 
 impl Audit<'_> {
-    fn visit(&mut self, graph: &mut GraphProto) -> Result<(), LoadError> {
+    fn visit(&mut self, graph: &mut GraphProto, is_inner: bool) -> Result<(), LoadError> {
         // What other tools inferred about inner values is often stale, and never needed.
         graph.value_info = Vec::new();
         if !graph.sparse_initializer.is_empty() {
@@ -173,6 +183,10 @@ impl Audit<'_> {
         }
         graph.initializer.iter_mut().try_for_each(check_tensor)?;
         graph.input.iter_mut().for_each(forget_hostile_dimensions);
+        if is_inner && graph.input.iter().chain(&graph.output).any(is_text) {
+            let text = "a graph inside an operator has strings, which the backend cannot hold";
+            return Err(LoadError::UnsupportedType(text.to_owned()));
+        }
         for node in &mut graph.node {
             match refuse::is_known(node, self.registered) {
                 true => refuse::check(node, self.opset)?,
@@ -183,12 +197,18 @@ impl Audit<'_> {
             for attribute in &mut node.attribute {
                 attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(check_tensor)?;
                 for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
-                    self.visit(inner)?;
+                    self.visit(inner, true)?;
                 }
             }
         }
         Ok(())
     }
+}
+
+fn is_text(info: &ValueInfoProto) -> bool {
+    let value = info.r#type.as_ref().and_then(|kind| kind.value.as_ref());
+    let text = tensor_proto::DataType::String as i32;
+    matches!(value, Some(TypeValue::TensorType(tensor)) if tensor.elem_type == text)
 }
 
 /// `ConstantOfShape` without a value is zeros of 32-bit floats; tract takes 64-bit ones.
@@ -218,14 +238,12 @@ fn check_tensor(tensor: &mut TensorProto) -> Result<(), LoadError> {
         return Err(LoadError::ExternalData { tensor: name() });
     }
     let onnx = Onnx::try_from(tensor.data_type);
-    if onnx != Ok(Onnx::String) || !tensor.raw_data.is_empty() {
-        datatype(tensor.data_type).map_err(|kind| {
-            let name = name();
-            LoadError::UnsupportedType(format!(
-                "the tensor `{name}` of the model is {kind}, which the backend cannot hold"
-            ))
-        })?;
-    }
+    datatype(tensor.data_type).map_err(|kind| {
+        let name = name();
+        LoadError::UnsupportedType(format!(
+            "the tensor `{name}` of the model is {kind}, which the backend cannot hold"
+        ))
+    })?;
     // ONNX keeps these two in `uint64_data`, where tract does not look.
     if tensor.raw_data.is_empty() && !tensor.uint64_data.is_empty() {
         let values = std::mem::take(&mut tensor.uint64_data);
@@ -389,7 +407,7 @@ fn slot(noun: &str, info: &ValueInfoProto) -> Result<Slot, LoadError> {
         ))
     };
     let tensor = match &info.r#type {
-        None => return Ok(Slot { name, datatype: None, dims: None }),
+        None => return Ok(Slot { name, datatype: None, dims: None, is_text: false }),
         Some(TypeProto { value: None, .. }) => {
             return Err(unsupported("a sequence, a map or an optional value"));
         }
@@ -411,7 +429,7 @@ fn slot(noun: &str, info: &ValueInfoProto) -> Result<Slot, LoadError> {
         };
         shape.dim.iter().map(|d| dim(&d.value)).collect()
     });
-    Ok(Slot { name, datatype, dims })
+    Ok(Slot { name, datatype, dims, is_text: false })
 }
 
 fn malformed(text: &str) -> LoadError {

@@ -54,7 +54,7 @@ pub(super) fn fit(
     if let Err(reason) = is_made_of_rows(program, model, declared) {
         batching.reason = Some(reason.to_owned());
     } else {
-        let (begun, rows) = (Instant::now(), rows_of(&program.contract, samples));
+        let (begun, rows) = (Instant::now(), rows_of(program, samples));
         let trial = Trial { program, model, declared, begun, shapes: Vec::new(), rows };
         let measured = trial.measure(options);
         program.by_rows = measured.plans;
@@ -418,7 +418,16 @@ impl Trial<'_> {
             let mut shape: Vec<u64> = shape.iter().map(|size| *size as u64).collect();
             *shape.first_mut()? = rows as u64;
             let count = usize::try_from(shape.iter().product::<u64>()).ok()?;
-            let data: Vec<u8> = (0..count).flat_map(|_| random.element(slot.datatype)).collect();
+            let columns = shape.last().map_or(1, |size| *size as usize).max(1);
+            let element = |at: usize| match slot.is_text {
+                true => {
+                    let strings = &self.declared.strings;
+                    let number = strings.usual(&slot.name, at % columns, random.next());
+                    number.to_le_bytes().to_vec()
+                }
+                false => random.element(slot.datatype),
+            };
+            let data: Vec<u8> = (0..count).flat_map(element).collect();
             Tensor::new(slot.datatype?, &shape, Bytes::from(data)).ok()
         };
         slots.map(tensor).collect()

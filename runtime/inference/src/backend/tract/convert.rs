@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sandpiper_domain::{DataType, InferenceError, Tensor};
 use tract_onnx::prelude::{DatumType, TDim, Tensor as TractTensor, TractResult};
 
-/// The type tract calculates in; `None` for the one it lacks.
+/// The type tract calculates in; `None` for the one it lacks, and for strings, which it must never hold.
 pub(super) fn datum_type(datatype: DataType) -> Option<DatumType> {
     Some(match datatype {
         DataType::Bool => DatumType::Bool,
@@ -21,7 +21,7 @@ pub(super) fn datum_type(datatype: DataType) -> Option<DatumType> {
         DataType::F16 => DatumType::F16,
         DataType::F32 => DatumType::F32,
         DataType::F64 => DatumType::F64,
-        DataType::BF16 => return None,
+        DataType::BF16 | DataType::Bytes => return None,
     })
 }
 

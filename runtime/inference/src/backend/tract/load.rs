@@ -1,12 +1,8 @@
 //! From the bytes of an ONNX file to a program.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use sandpiper_domain::{ModelOptions, ModelSignature, NamedTensor, TensorSpec};
+use sandpiper_domain::{DataType, ModelOptions, ModelSignature, NamedTensor, TensorSpec};
 use tract_onnx::prelude::{Framework, InferenceModel, TVec, TractError};
 
 use super::{
@@ -26,9 +22,11 @@ use crate::{
     backend::Program,
     contain::{Panicked, contained, measured_within},
     contract::{Contract, Tie, shown},
+    scheduler::thread_cpu_ns,
 };
 
-/// A plan that runs longer than this on the smallest inputs is taken to work.
+/// A plan that runs longer than this on the smallest inputs is taken to work. It is CPU time, so that a busy machine
+/// looks no less closely.
 const TRIAL: Duration = Duration::from_secs(2);
 /// Sizes tried for free dimensions other than the first. Convolutions refuse images of one pixel.
 pub(super) const SAMPLE_SIZES: [usize; 2] = [1, 32];
@@ -170,11 +168,11 @@ pub(super) fn sample(
 /// Runs the plan once on small tensors of zeros.
 fn runs_on_sample(model: &InferenceModel, declared: &Declared, plan: &Plan, free: usize) -> bool {
     let Some(shapes) = sample(model, declared, free) else { return true };
-    let tensors: Option<TVec<_>> =
-        declared.inputs.iter().zip(&shapes).map(|(slot, shape)| zeros(slot, shape)).collect();
+    let zeros = |(slot, shape): (&Slot, &TVec<usize>)| zeros(&declared.strings, slot, shape);
+    let tensors: Option<TVec<_>> = declared.inputs.iter().zip(&shapes).map(zeros).collect();
     let Some(tensors) = tensors else { return true };
-    let begun = Instant::now();
-    let stop = || begun.elapsed() > TRIAL;
+    let end_ns = thread_cpu_ns().saturating_add(TRIAL.as_nanos() as u64);
+    let stop = || thread_cpu_ns() > end_ns;
     let outcome = contained(|| plan.run(tensors, &stop, &Trace::default()));
     matches!(outcome, Ok(Ok(_) | Err(Failure::Stopped)))
 }
@@ -184,6 +182,7 @@ fn with_one_plan(declared: Declared, plan: Plan) -> Result<TractProgram, LoadErr
     for (index, slot) in declared.outputs.iter().enumerate() {
         let fact = plan.output(index).map_err(|error| unloadable(&error))?;
         let datatype = data_type(fact.datum_type).ok_or_else(|| untypable(slot))?;
+        let datatype = outward(slot, datatype)?;
         let shape = fact.shape.iter().map(|dim| dim.to_i64().unwrap_or(-1)).collect();
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
@@ -230,6 +229,7 @@ fn with_plans_by_shape(
         let sampled = fact.map(|fact| fact.shape.iter().map(|dim| dim.to_i64().ok()).collect());
         let datatype =
             datatype.ok_or_else(|| refusal.clone().unwrap_or_else(|| untypable(slot)))?;
+        let datatype = outward(slot, datatype)?;
         let shape = declared_shape(slot, sampled);
         outputs.push(TensorSpec { name: slot.name.clone(), datatype, shape });
     }
@@ -257,6 +257,15 @@ fn declared_shape(slot: &Slot, sampled: Option<Vec<Option<i64>>>) -> Vec<i64> {
     }
 }
 
+/// The type of an output for callers.
+fn outward(slot: &Slot, datatype: DataType) -> Result<DataType, LoadError> {
+    match (slot.is_text, datatype) {
+        (false, own) => Ok(own),
+        (true, DataType::I64) => Ok(DataType::Bytes),
+        (true, _) => Err(untypable(slot)),
+    }
+}
+
 fn untypable(slot: &Slot) -> LoadError {
     let name = shown(&slot.name);
     LoadError::UnsupportedType(format!(
@@ -271,7 +280,7 @@ fn contract(
 ) -> Result<Contract, LoadError> {
     let mut inputs = Vec::new();
     for slot in &declared.inputs {
-        let datatype = slot.datatype.ok_or_else(|| untypable(slot))?;
+        let datatype = outward(slot, slot.datatype.ok_or_else(|| untypable(slot))?)?;
         let shape = match &slot.dims {
             None => RANK_UNKNOWN.to_vec(),
             Some(_) => declared_shape(slot, None),

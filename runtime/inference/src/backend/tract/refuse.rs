@@ -6,17 +6,12 @@
 
 use tract_onnx::pb::NodeProto;
 
-use super::rewrite::{ML, attribute, integer, string, strings};
+use super::rewrite::{ML, attribute, integer, makes_text, string, strings};
 use crate::{LoadError, contract::shown};
 
 /// Operators of `ai.onnx.ml` that tract has, after the rewrite.
-const ML_OPERATORS: [&str; 5] = [
-    "CategoryMapper",
-    "LinearClassifier",
-    "LinearRegressor",
-    "Normalizer",
-    "TreeEnsembleClassifier",
-];
+const ML_OPERATORS: [&str; 4] =
+    ["LinearClassifier", "LinearRegressor", "Normalizer", "TreeEnsembleClassifier"];
 
 /// Operators of `com.microsoft` that tract has. Others of that domain share a name with one of ONNX's and are
 /// something else.
@@ -53,6 +48,7 @@ pub(super) fn is_known(node: &NodeProto, registered: impl Fn(&str) -> bool) -> b
 /// operators.
 pub(super) fn check(node: &NodeProto, opset: i64) -> Result<(), LoadError> {
     let why = match node.op_type.as_str() {
+        _ if makes_text(node) => Some("strings"),
         "LSTM" | "GRU" | "RNN" => recurrent(node),
         "Attention" => attention(node),
         "BatchNormalization" if integer(node, "training_mode").unwrap_or(0) != 0 => {

@@ -1,15 +1,18 @@
 //! Rewrites a graph before tract reads it: operators that tract lacks, or would calculate wrongly, become others
 //! that it has. What cannot be rewritten is left alone, and refused by [`super::refuse`].
 //!
-//! 1. scikit-learn's exports: [`features`] (what prepares the columns), [`trees`], [`vectors`] (support vector
+//! 1. Strings become numbers, wherever they are: [`strings`].
+//! 2. scikit-learn's exports: [`features`] (what prepares the columns), [`trees`], [`vectors`] (support vector
 //!    machines), [`outputs`] (labels and probabilities).
-//! 2. ONNX's own operators: [`recurrent`] and [`elementary`].
+//! 3. ONNX's own operators: [`recurrent`] and [`elementary`].
 
+mod columns;
 mod elementary;
 mod emit;
 mod features;
 mod outputs;
 mod recurrent;
+mod strings;
 mod trees;
 mod types;
 mod vectors;
@@ -17,6 +20,7 @@ mod vectors;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
 
 pub(super) use emit::{attribute, integer, opset, string, strings};
+pub(super) use strings::{Strings, makes_text};
 
 use emit::{Emit, Names};
 use types::Types;
@@ -26,12 +30,14 @@ use crate::LoadError;
 /// What the operators of scikit-learn's exports and their like belong to.
 pub(super) const ML: &str = "ai.onnx.ml";
 
-/// Rewrites every graph of the model.
-pub(super) fn rewrite(model: &mut ModelProto) -> Result<(), LoadError> {
+/// Rewrites every graph of the model, and gives the strings that it had.
+pub(super) fn rewrite(model: &mut ModelProto) -> Result<Strings, LoadError> {
     let opset = opset(model);
-    let Some(graph) = model.graph.as_mut() else { return Ok(()) };
+    let Some(graph) = model.graph.as_mut() else { return Ok(Strings::default()) };
+    let strings = strings::to_numbers(graph)?;
     let mut names = Names::of(graph);
-    in_graph(graph, opset, &mut names, &Types::default())
+    in_graph(graph, opset, &mut names, &Types::default())?;
+    Ok(strings)
 }
 
 fn in_graph(

@@ -2,16 +2,18 @@
 
 use sandpiper_domain::{DataType, NamedTensor, Tensor};
 
-use crate::{batch, contract::Contract};
+use super::TractProgram;
+use crate::batch;
 
 /// Rows taken of one of the samples that came with the model.
 const SAMPLE_ROWS_MAX: usize = 32;
 
-/// The single rows of samples, as far as they fit the model and have the shapes of the first.
-pub(super) fn rows_of(contract: &Contract, samples: &[Vec<NamedTensor>]) -> Vec<Vec<Tensor>> {
+/// The single rows of samples as the graph takes them, as far as they fit the model and have the shapes of the first.
+pub(super) fn rows_of(program: &TractProgram, samples: &[Vec<NamedTensor>]) -> Vec<Vec<Tensor>> {
     let mut rows: Vec<Vec<Tensor>> = Vec::new();
     for sample in samples {
-        let Ok(inputs) = contract.order(sample.clone()) else { continue };
+        let inputs = program.contract.order(sample.clone());
+        let Ok(inputs) = inputs.and_then(|inputs| program.edges.enter(inputs)) else { continue };
         let count = inputs.first().and_then(|input| input.shape().first()).copied().unwrap_or(0);
         for number in 0..count.min(SAMPLE_ROWS_MAX) {
             let row: Option<Vec<Tensor>> =
@@ -31,7 +33,7 @@ pub(super) fn rows_of(contract: &Contract, samples: &[Vec<NamedTensor>]) -> Vec<
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -49,7 +51,7 @@ impl Random {
             // One half and up: the exponent stays the same.
             Some(DataType::F16) => (0x3800 | (bits & 0x3ff) as u16).to_le_bytes().to_vec(),
             Some(other) => {
-                let mut bytes = vec![0; other.size()];
+                let mut bytes = vec![0; other.size_min()];
                 if let Some(first) = bytes.first_mut() {
                     *first = (bits & 1) as u8;
                 }

@@ -23,6 +23,13 @@ pub(crate) struct Entry {
     pub(super) began: Instant,
 }
 
+impl Entry {
+    /// When it came in.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
         let took = self.began.elapsed().as_nanos().min(u128::from(u64::MAX)) as u64;

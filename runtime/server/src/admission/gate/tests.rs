@@ -49,7 +49,7 @@ impl House {
     }
 
     fn ask(&mut self, function: Option<usize>, lane: Lane) -> Result<(), Refusal> {
-        match self.places.ask(function.map(|n| &self.functions[n]), lane)? {
+        match self.places.ask(function.map(|n| &self.functions[n]), lane, Instant::now())? {
             Asked::Entered(entry) => self.inside.push((function, Arc::new(entry))),
             Asked::Waits(ticket) => self.waiting.push((function, lane, ticket)),
         }

@@ -1,6 +1,6 @@
 //! Everything but inference: what the server and its models are, and how they do.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use sandpiper_domain::TensorSpec;
 use sandpiper_inference::{BatchTimes, Timing};
@@ -10,22 +10,23 @@ use super::message::{
     DataType, InferBatchStatistics, InferStatistics, LogSettingsRequest, LogSettingsResponse,
     MemoryUsage, ModelConfig, ModelConfigRequest, ModelConfigResponse, ModelDynamicBatching,
     ModelInput, ModelMetadataRequest, ModelMetadataResponse, ModelOutput, ModelReadyRequest,
-    ModelReadyResponse, ModelRepositoryParameter, ModelResponseCache, ModelStatistics,
-    ModelStatisticsRequest, ModelStatisticsResponse, ModelTransactionPolicy,
-    RepositoryIndexRequest, RepositoryIndexResponse, RepositoryModelLoadRequest,
-    RepositoryModelLoadResponse, RepositoryModelUnloadRequest, RepositoryModelUnloadResponse,
-    ServerMetadataResponse, StatisticDuration, TraceSettingRequest, TraceSettingResponse,
-    log_settings_response, model_config::SchedulingChoice, model_metadata_response::TensorMetadata,
-    repository_index_response::ModelIndex, trace_setting_response,
+    ModelReadyResponse, ModelResponseCache, ModelStatistics, ModelStatisticsRequest,
+    ModelStatisticsResponse, ModelTransactionPolicy, RepositoryIndexRequest,
+    RepositoryIndexResponse, RepositoryModelLoadRequest, RepositoryModelLoadResponse,
+    RepositoryModelUnloadRequest, RepositoryModelUnloadResponse, ServerMetadataResponse,
+    StatisticDuration, TraceSettingRequest, TraceSettingResponse, log_settings_response,
+    model_config::SchedulingChoice, model_metadata_response::TensorMetadata,
+    model_repository_parameter, repository_index_response::ModelIndex, trace_setting_response,
 };
 use crate::{
     app::App,
     oip::{
         Caller, OipError,
         describe::{self, VersionStatistics},
-        repository::{self, LoadParameters},
+        repository::{self, Given, LoadParameters},
         service::{self, SERVER_INFO},
     },
+    uploads::UploadPlaces,
 };
 
 /// The protocol's empty string is no version.
@@ -133,6 +134,7 @@ fn data_type(name: &str) -> DataType {
         "TYPE_BF16" => DataType::TypeBf16,
         "TYPE_FP32" => DataType::TypeFp32,
         "TYPE_FP64" => DataType::TypeFp64,
+        "TYPE_STRING" => DataType::TypeString,
         _ => DataType::TypeInvalid,
     }
 }
@@ -206,26 +208,24 @@ fn meant(model_name: String, repository_name: String) -> String {
 }
 
 pub(super) async fn load(
-    app: &App,
+    app: &Arc<App>,
     caller: &Caller,
     request: RepositoryModelLoadRequest,
+    places: Option<UploadPlaces>,
 ) -> Result<RepositoryModelLoadResponse, OipError> {
+    use model_repository_parameter::ParameterChoice;
     let model_name = meant(request.model_name, request.repository_name);
-    let parameters = load_parameters(&request.parameters);
-    repository::load(app, caller, &model_name, &parameters).await?;
-    Ok(RepositoryModelLoadResponse { model_name, is_loaded: true })
-}
-
-fn load_parameters(given: &HashMap<String, ModelRepositoryParameter>) -> LoadParameters {
-    let mut read = LoadParameters::default();
-    for key in given.keys() {
-        match key.as_str() {
-            "config" => read.has_config = true,
-            key if key.starts_with("file:") => read.has_files = true,
-            _ => read.unknown = Some(key.clone()),
-        }
+    let mut parameters = LoadParameters::default();
+    for (name, value) in request.parameters {
+        let given = match value.parameter_choice {
+            Some(ParameterChoice::StringParam(text)) => Given::Text(text),
+            Some(ParameterChoice::BytesParam(bytes)) => Given::Bytes(bytes),
+            _ => Given::Other,
+        };
+        parameters.note(&name, given)?;
     }
-    read
+    repository::load(app, caller, &model_name, parameters, places).await?;
+    Ok(RepositoryModelLoadResponse { model_name, is_loaded: true })
 }
 
 pub(super) fn unload(

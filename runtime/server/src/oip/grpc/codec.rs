@@ -1,67 +1,16 @@
 //! Messages in and out of gRPC's frames, with what prost alone does not bound.
 
-use std::marker::PhantomData;
-
 use bytes::Buf;
 use prost::{
     Message,
     encoding::{WireType, decode_key, decode_varint},
 };
-use tonic::{
-    Status,
-    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
-};
-use tonic_prost::{ProstCodec, ProstEncoder};
 
-use crate::oip::OipError;
-
-/// What a client sent: a message, or why it is none. A message that is none does not end the stream that it came in.
-pub(super) type Decoded<Q> = Result<Q, OipError>;
-
-/// prost's codec, whose decoder answers to a malformed message.
-pub(super) struct CheckedCodec<A, Q>(PhantomData<(A, Q)>);
-
-impl<A, Q> Default for CheckedCodec<A, Q> {
-    fn default() -> Self {
-        CheckedCodec(PhantomData)
-    }
-}
-
-impl<A, Q> Codec for CheckedCodec<A, Q>
-where
-    A: Message + Send + 'static,
-    Q: Message + Default + Send + 'static,
-{
-    type Encode = A;
-    type Decode = Decoded<Q>;
-    type Encoder = ProstEncoder<A>;
-    type Decoder = CheckedDecoder<Q>;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<A, Q>::raw_encoder(BufferSettings::default())
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        CheckedDecoder(PhantomData)
-    }
-}
-
-pub(super) struct CheckedDecoder<Q>(PhantomData<Q>);
-
-impl<Q: Message + Default> Decoder for CheckedDecoder<Q> {
-    type Item = Decoded<Q>;
-    type Error = Status;
-
-    fn decode(&mut self, frame: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        let decoded = decode(&mut *frame);
-        // What is left of a message that failed is no part of the next one.
-        frame.advance(frame.remaining());
-        Ok(Some(decoded))
-    }
-}
+use super::message::model_infer_request::InferInputTensor;
+use crate::oip::{OipError, place::INLINE_BYTES_MAX, repository::PARAMETERS_MAX};
 
 /// Decodes a message, or says what it is not.
-pub(super) fn decode<Q: Message + Default>(bytes: impl Buf) -> Decoded<Q> {
+pub(super) fn decode<Q: Message + Default>(bytes: impl Buf) -> Result<Q, OipError> {
     Q::decode(bytes).map_err(|error| {
         OipError::invalid(format!("the message is no {}: {error}", short_name::<Q>()))
     })
@@ -78,6 +27,14 @@ const PARTS_MAX: u32 = 1 << 16;
 
 /// What a part of these takes once it is decoded, at most, beside its bytes.
 const PART_BYTES: u64 = 256;
+
+/// What one of them takes beside that if it is an input or an output, or may stand for one: a list that grows has three
+/// times what it holds, while it is copied.
+const TENSOR_BYTES: u64 = 768;
+const _: () = assert!(3 * size_of::<InferInputTensor>() as u64 <= PART_BYTES + TENSOR_BYTES);
+
+/// Messages that become no more than this are decoded where they are.
+const INLINE_GROWTH_BYTES_MAX: u64 = 8 * INLINE_BYTES_MAX as u64;
 
 /// The submessages and packed numbers that are looked into.
 struct Level {
@@ -116,6 +73,8 @@ const OF_CONTENTS: &[Level] = &[
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Growth {
     parts: u32,
+    /// Those parts that are looked into.
+    tensors: u32,
     /// Numbers that are no raw bytes: a varint of one byte becomes eight.
     numbers: usize,
 }
@@ -128,19 +87,46 @@ impl Growth {
 
     /// Bytes of everything that is not raw: what is decoded, and the numbers once more as a tensor's bytes.
     pub(super) fn bytes(self) -> u64 {
-        self.number_bytes() as u64 * 2 + u64::from(self.parts) * PART_BYTES
+        let parts = u64::from(self.parts) * PART_BYTES + u64::from(self.tensors) * TENSOR_BYTES;
+        self.number_bytes() as u64 * 2 + parts
+    }
+
+    /// Whether it takes long to decode, however short it is.
+    pub(super) fn is_long(self) -> bool {
+        self.bytes() > INLINE_GROWTH_BYTES_MAX
     }
 }
 
 /// Looks through a `ModelInferRequest` before it is decoded. Refuses one of more parts than [`PARTS_MAX`].
 pub(super) fn growth(message: &[u8]) -> Result<Growth, OipError> {
     let mut growth = Growth::default();
-    count(message, OF_INFERENCE, &mut growth)?;
+    count("ModelInferRequest", message, OF_INFERENCE, &mut growth)?;
     Ok(growth)
 }
 
-fn count(mut bytes: &[u8], levels: &[Level], growth: &mut Growth) -> Result<(), OipError> {
-    let malformed = || OipError::invalid("the message is no ModelInferRequest: it is malformed");
+/// The `parameters` of a load, each with its value.
+const OF_LOAD: &[Level] = &[level(3, Below::Parts(&[level(2, Below::Parts(&[]))]))];
+
+/// Looks through a `RepositoryModelLoadRequest` before it is decoded. Each parameter is four parts, and two are names.
+pub(super) fn check_load(message: &[u8]) -> Result<(), OipError> {
+    let mut growth = Growth::default();
+    count("RepositoryModelLoadRequest", message, OF_LOAD, &mut growth)?;
+    match growth.parts as usize > 2 + 4 * PARAMETERS_MAX {
+        true => {
+            let text = format!("a load has at most {PARAMETERS_MAX} parameters");
+            Err(OipError::invalid(text))
+        }
+        false => Ok(()),
+    }
+}
+
+fn count(
+    name: &str,
+    mut bytes: &[u8],
+    levels: &[Level],
+    growth: &mut Growth,
+) -> Result<(), OipError> {
+    let malformed = || OipError::invalid(format!("the message is no {name}: it is malformed"));
     while !bytes.is_empty() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| malformed())?;
         let length = match wire_type {
@@ -165,7 +151,10 @@ fn count(mut bytes: &[u8], levels: &[Level], growth: &mut Growth) -> Result<(), 
             growth.numbers += 1;
         } else if let Some(level) = levels.iter().find(|level| level.tag == tag) {
             match &level.below {
-                Below::Parts(below) => count(part, below, growth)?,
+                Below::Parts(below) => {
+                    growth.tensors += 1;
+                    count(name, part, below, growth)?;
+                }
                 Below::Varints => {
                     // The last byte of each has its highest bit clear.
                     growth.numbers += part.iter().filter(|byte| **byte < 0x80).count();
@@ -209,6 +198,16 @@ mod tests {
     }
 
     #[test]
+    fn empty_inputs_are_counted_as_what_they_become() {
+        let inputs = |count| growth(&[5 << 3 | 2, 0].repeat(count)).unwrap();
+        let most = inputs(PARTS_MAX as usize);
+        assert!(most.bytes() >= 3 * size_of::<InferInputTensor>() as u64 * u64::from(PARTS_MAX));
+        // It takes no more bytes than what is decoded where it is.
+        assert!(most.is_long() && 2 * PARTS_MAX as usize <= INLINE_BYTES_MAX);
+        assert!(!inputs(16).is_long());
+    }
+
+    #[test]
     fn what_the_scan_cannot_read_is_refused() {
         // A group; a length beyond the end; half a key.
         for message in [&[5 << 3 | 3][..], &[5 << 3 | 2, 9, 0], &[0x80]] {
@@ -228,8 +227,33 @@ mod tests {
         let request = ModelInferRequest { inputs: vec![input], ..Default::default() };
         let growth = growth(&request.encode_to_vec()).unwrap();
         // The input, its contents, and three lists.
-        assert_eq!(growth, Growth { parts: 5, numbers: 1012 });
+        assert_eq!(growth, Growth { parts: 5, tensors: 2, numbers: 1012 });
         assert_eq!(growth.number_bytes(), 8096);
+    }
+
+    #[test]
+    fn the_parameters_of_a_load_are_counted_before_they_are_decoded() {
+        use crate::oip::grpc::message::{
+            ModelRepositoryParameter, RepositoryModelLoadRequest,
+            model_repository_parameter::ParameterChoice,
+        };
+        let with = |parameters: usize| {
+            let value = || {
+                let choice = ParameterChoice::BytesParam(bytes::Bytes::from_static(b"file"));
+                ModelRepositoryParameter { parameter_choice: Some(choice) }
+            };
+            let request = RepositoryModelLoadRequest {
+                repository_name: "r".to_owned(),
+                model_name: "m".to_owned(),
+                parameters: (0..parameters).map(|n| (format!("p{n}"), value())).collect(),
+            };
+            check_load(&request.encode_to_vec())
+        };
+        assert_eq!(with(PARAMETERS_MAX), Ok(()));
+        assert!(matches!(with(PARAMETERS_MAX + 1), Err(OipError::InvalidArgument(_))));
+        // Parameters of two bytes each.
+        let empty = [3 << 3 | 2, 0].repeat(1 << 20);
+        assert!(matches!(check_load(&empty), Err(OipError::TooLarge(_))));
     }
 
     proptest::proptest! {

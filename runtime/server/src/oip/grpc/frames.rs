@@ -91,28 +91,33 @@ impl Frames {
         Ok(Some(Head { is_packed, length }))
     }
 
+    /// The head of the one message of a call. Whoever waits for it holds a place, and does not wait for long.
+    pub(super) async fn first(&mut self) -> Result<Head, OipError> {
+        let head = tokio::time::timeout(TIME_FREE, self.head()).await.map_err(|_| too_slow())??;
+        head.ok_or_else(|| OipError::invalid("there is no message in the request"))
+    }
+
     /// Reads the message, which is charged as it comes.
     pub(super) async fn message(
         &mut self,
         head: Head,
-        charge: &mut Charge,
+        mut charge: Option<&mut Charge>,
     ) -> Result<Frame, OipError> {
         if self.buffer.len() < head.length {
             let time = TIME_FREE + Duration::from_secs(head.length as u64 / RATE_BYTES);
             let whole = tokio::time::timeout(time, async {
                 while self.buffer.len() < head.length {
                     // What was announced is taken at its word only as far as it has come.
-                    charge.cover(self.buffer.len() as u64 + crate::budget::FLOOR_BYTES)?;
+                    if let Some(charge) = &mut charge {
+                        charge.cover(self.buffer.len() as u64 + crate::budget::FLOOR_BYTES)?;
+                    }
                     if !self.fill().await? {
                         return Err(broke_off());
                     }
                 }
                 Ok(())
             });
-            whole.await.map_err(|_| {
-                let text = "the message came too slowly; send it again over a faster connection";
-                OipError::DeadlineExceeded(text.to_owned())
-            })??;
+            whole.await.map_err(|_| too_slow())??;
         }
         self.unread = 0;
         let bytes = self.buffer.split_to(head.length).freeze();
@@ -142,14 +147,26 @@ fn too_long(bytes_max: usize) -> OipError {
     OipError::TooLarge(format!("the message is longer than the limit of {bytes_max} bytes"))
 }
 
+fn too_slow() -> OipError {
+    let text = "the message came too slowly; send it again over a faster connection";
+    OipError::DeadlineExceeded(text.to_owned())
+}
+
 fn broke_off() -> OipError {
     OipError::invalid("the request broke off before its message was whole")
 }
 
+impl Head {
+    /// Whether the message may take more than so many bytes.
+    pub(super) fn may_exceed(&self, bytes: usize) -> bool {
+        self.is_packed || self.length > bytes
+    }
+}
+
 impl Frame {
-    /// The bytes that it takes as it is.
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+    /// Its bytes as they are.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     pub(super) fn is_packed(&self) -> bool {
@@ -157,15 +174,14 @@ impl Frame {
     }
 
     /// The message's bytes. Takes long where they are packed.
-    pub(super) fn unpack(self, charge: &mut Charge) -> Result<Bytes, OipError> {
-        match self.is_packed {
-            true => {
-                let unpacked =
-                    Encoding::Gzip.unpack_charged(&self.bytes, self.bytes_max, charge)?;
-                unpacked.ok_or_else(|| too_long(self.bytes_max))
-            }
-            false => Ok(self.bytes),
-        }
+    pub(super) fn unpack(self, charge: Option<&mut Charge>) -> Result<Bytes, OipError> {
+        let (packed, bytes_max) = (self.bytes, self.bytes_max);
+        let unpacked = match charge {
+            _ if !self.is_packed => return Ok(packed),
+            Some(charge) => Encoding::Gzip.unpack_charged(&packed, bytes_max, charge)?,
+            None => Encoding::Gzip.unpack(&packed, bytes_max)?,
+        };
+        unpacked.ok_or_else(|| too_long(bytes_max))
     }
 }
 

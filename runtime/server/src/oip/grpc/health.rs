@@ -3,7 +3,6 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::{FutureExt, Stream, StreamExt, stream};
-use tonic::Status;
 
 use super::message::health::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
@@ -13,7 +12,7 @@ use crate::{app::App, edge::Phase, oip::OipError};
 /// The services that there are; the empty name is the node.
 const SERVICES: [&str; 3] = ["", "inference.GRPCInferenceService", "grpc.health.v1.Health"];
 
-pub(super) type Changes = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+pub(super) type Changes = Pin<Box<dyn Stream<Item = HealthCheckResponse> + Send>>;
 
 fn response(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status as i32 }
@@ -37,17 +36,17 @@ pub(super) fn check(
 pub(super) fn watch(app: &Arc<App>, request: &HealthCheckRequest) -> Changes {
     if !SERVICES.contains(&request.service.as_str()) {
         // The service may come, says the protocol; here it never does.
-        let unknown = stream::once(std::future::ready(Ok(response(ServingStatus::ServiceUnknown))));
+        let unknown = stream::once(std::future::ready(response(ServingStatus::ServiceUnknown)));
         return Box::pin(unknown.chain(end(app).filter_map(|_| std::future::ready(None))));
     }
-    let first = stream::once(std::future::ready(Ok(now(app))));
+    let first = stream::once(std::future::ready(now(app)));
     match app.is_ready() {
         true => Box::pin(first.chain(end(app))),
         false => Box::pin(first),
     }
 }
 
-fn end(app: &Arc<App>) -> impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + use<> {
+fn end(app: &Arc<App>) -> impl Stream<Item = HealthCheckResponse> + Send + use<> {
     let leaves = app.reaches(Phase::Leaving);
-    leaves.map(|()| Ok(response(ServingStatus::NotServing))).into_stream()
+    leaves.map(|()| response(ServingStatus::NotServing)).into_stream()
 }

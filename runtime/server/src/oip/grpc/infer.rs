@@ -90,7 +90,10 @@ impl Unary<'_> {
         frame: Frame,
         place: Place,
     ) -> Result<(Result<Asked, OipError>, Place), OipError> {
-        let is_long = frame.is_packed() || frame.len() > INLINE_BYTES_MAX;
+        // A short message is looked through in no time, and may become a long one.
+        let is_long = frame.is_packed()
+            || frame.bytes().len() > INLINE_BYTES_MAX
+            || codec::growth(frame.bytes()).is_ok_and(|growth| growth.is_long());
         let reading = Reading {
             app: self.app.clone(),
             caller: self.caller.clone(),
@@ -100,7 +103,7 @@ impl Unary<'_> {
         let tensor_bytes_max = self.caller.tensor_bytes_max();
         let work = move |place: &mut Place| {
             let read = || {
-                let bytes = frame.unpack(&mut place.charge)?;
+                let bytes = frame.unpack(Some(&mut place.charge))?;
                 let growth = codec::growth(&bytes)?;
                 if growth.number_bytes() > tensor_bytes_max {
                     let text = "the request's contents are more than the tensors that the tenant's tier allows";
@@ -179,7 +182,7 @@ impl Reading {
     fn call(&self, request: &mut ModelInferRequest) -> Result<(NamedModel, InferCall), OipError> {
         let parameters = Parameters::read(request)?;
         let model = self.fitting(request)?;
-        let inputs = tensors::inputs(request)?;
+        let inputs = tensors::inputs(request, &model.model.version.signature)?;
         let outputs = std::mem::take(&mut request.outputs).into_iter().map(|output| {
             if let Some(key) = output.parameters.keys().find(|key| is_unsupported(key)) {
                 let text = format!("this server has no `{}` of outputs", shown(key));
@@ -201,7 +204,10 @@ impl Reading {
 
 fn asked(request: ModelInferRequest, call: Result<(NamedModel, InferCall), OipError>) -> Asked {
     let marks_final = request.parameters.get(EMPTY_FINAL_RESPONSE).is_some_and(is_set);
-    Asked { id: request.id, marks_final, call }
+    match service::check_id(&request.id) {
+        Ok(()) => Asked { id: request.id, marks_final, call },
+        Err(error) => Asked { id: String::new(), marks_final, call: Err(error) },
+    }
 }
 
 /// Extensions of Triton's for single outputs.

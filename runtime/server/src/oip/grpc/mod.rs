@@ -2,10 +2,11 @@
 //!
 //! 1. The edge brings what is gRPC here, whatever its path: an unknown method must be told in gRPC's way.
 //! 2. For an inference the key is checked and the tenant's gate passed before a byte of the message is read, in a
-//!    stream for each of its messages anew. Other calls have short messages, which tonic reads.
-//! 3. [`frames`] reads the message with the tenant's limit of size, and charges its bytes; [`codec`] counts what it
-//!    becomes, which is charged too, before it is decoded; and a long one is compared with its model by its [`outline`]
-//!    first.
+//!    stream for each of its messages anew. A load is read like an upload. Other calls have short messages, and
+//!    those without a key very short ones.
+//! 3. [`frames`] reads the message with the tenant's limit of size, and charges its bytes; [`codec`] counts what an
+//!    inference becomes, which is charged too, before it is decoded; and a long one is compared with its model by its
+//!    [`outline`] first.
 //! 4. The call runs on the connection's task. A client that leaves drops it, and its place in the queue with it.
 
 use std::{
@@ -14,12 +15,15 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
+use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use http_body_util::{BodyExt, StreamBody};
+use http_body::Frame as BodyFrame;
+use http_body_util::StreamBody;
 use hyper::body::Incoming;
 use prost::Message;
-use tonic::{Code, Status, body::Body, codec::CompressionEncoding, server};
-use tower::service_fn;
+use sandpiper_domain::Scope;
+use tonic::{Code, Status, body::Body};
 
 mod admin;
 mod codec;
@@ -34,7 +38,6 @@ mod status;
 mod stream;
 mod tensors;
 
-use codec::{CheckedCodec, Decoded};
 use frames::Frames;
 use infer::{Clock, Unary};
 use message::{
@@ -43,18 +46,24 @@ use message::{
 };
 use stream::InferStream;
 
-use super::{Caller, OipError};
+use super::{Caller, OipError, Place, place::INLINE_BYTES_MAX};
 use crate::{
     app::App,
+    budget::Charge,
     dispatch::bearer,
     edge::{EdgeBody, request_id},
     respond::{Problem, REQUEST_ID},
+    uploads,
 };
 
 const INFERENCE: &str = "/inference.GRPCInferenceService/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The longest message that is no inference.
-const MESSAGE_BYTES_MAX: usize = 1 << 20;
+const CALL_BYTES_MAX: usize = 64 << 10;
+/// The longest message of a call that needs no key: nobody is charged for it.
+const OPEN_BYTES_MAX: usize = 1 << 10;
+/// What a load may have beside a model's file.
+const LOAD_BYTES_BESIDE: usize = 1 << 20;
 
 /// Whether a request is for [`answer`].
 pub(crate) fn is_grpc(request: &Request<Incoming>) -> bool {
@@ -137,74 +146,120 @@ impl Call<'_> {
     async fn route(&self, request: Request<Incoming>) -> Answered {
         let path = request.uri().path().to_owned();
         if let Some(method) = path.strip_prefix(HEALTH) {
-            return Ok(self.health(method, request).await?.map(EdgeBody::Grpc));
+            return self.health(method, request).await;
         }
         match path.strip_prefix(INFERENCE) {
             Some("ServerLive") => {
-                let live = |_: ServerLiveRequest| ready(Ok(ServerLiveResponse { live: true }));
-                Ok(unary(request, live).await.map(EdgeBody::Grpc))
+                self.open(request, |_: ServerLiveRequest| Ok(ServerLiveResponse { live: true }))
+                    .await
             }
             Some("ServerReady") => {
                 let response = ServerReadyResponse { ready: self.app.is_ready() };
-                let ready = |_: ServerReadyRequest| ready(Ok(response));
-                Ok(unary(request, ready).await.map(EdgeBody::Grpc))
+                self.open(request, |_: ServerReadyRequest| Ok(response)).await
+            }
+            Some("ServerMetadata") => {
+                self.open(request, |_: ServerMetadataRequest| Ok(admin::server_metadata())).await
             }
             Some("ModelInfer") => self.infer(request).await,
             Some("ModelStreamInfer") => self.stream(request),
+            Some("RepositoryModelLoad") => self.load(request).await,
             Some(method) => self.administer(method, request).await,
             None => Err(Status::unimplemented("there is no such service")),
         }
     }
 
-    async fn health(
-        &self,
-        method: &str,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Status> {
+    fn clock(&self, headers: &HeaderMap) -> Result<Clock, Status> {
+        Ok(Clock { began: self.began, timeout: status::timeout(headers)? })
+    }
+
+    async fn health(&self, method: &str, request: Request<Incoming>) -> Answered {
         let app = self.app;
         match method {
-            "Check" => {
-                Ok(unary(request, |q: HealthCheckRequest| ready(health::check(app, &q))).await)
-            }
+            "Check" => self.open(request, |q: HealthCheckRequest| health::check(app, &q)).await,
             "Watch" => {
-                let service =
-                    service_fn(|question: tonic::Request<Decoded<HealthCheckRequest>>| async {
-                        let changes = health::watch(app, &question.into_inner()?);
-                        Ok::<_, Status>(tonic::Response::new(changes))
-                    });
-                let mut grpc = grpc(&request);
-                Ok(grpc.server_streaming(service, request).await)
+                let question = self.question(request, OPEN_BYTES_MAX, None).await?;
+                let changes = health::watch(app, &question)
+                    .map(|change| frames::write(&change, false).map(BodyFrame::data));
+                let end = futures::stream::iter([Ok(BodyFrame::trailers(success()?))]);
+                let body = Body::new(StreamBody::new(changes.chain(end)));
+                let mut response = Response::new(EdgeBody::Grpc(body));
+                head_of_answer(response.headers_mut());
+                Ok(response)
             }
             _ => Err(Status::unimplemented("there is no such method")),
         }
     }
 
+    /// A call that needs no key, with one very short message each way.
+    async fn open<Q: Message + Default, A: Message>(
+        &self,
+        request: Request<Incoming>,
+        answer: impl FnOnce(Q) -> Result<A, OipError>,
+    ) -> Answered {
+        let question = self.question(request, OPEN_BYTES_MAX, None).await?;
+        answered(frames::write(&answer(question)?, false)?, None)
+    }
+
+    /// The one message of a call that is no inference.
+    async fn question<Q: Message + Default>(
+        &self,
+        request: Request<Incoming>,
+        bytes_max: usize,
+        mut charge: Option<&mut Charge>,
+    ) -> Result<Q, Status> {
+        let clock = self.clock(request.headers())?;
+        let (parts, body) = request.into_parts();
+        let mut frames = Frames::new(&parts.headers, body, bytes_max)?;
+        let head = clock.limit(frames.first()).await??;
+        let frame = frames.message(head, charge.as_deref_mut()).await?;
+        Ok(codec::decode(frame.unpack(charge)?)?)
+    }
+
     async fn infer(&self, request: Request<Incoming>) -> Answered {
-        let clock = Clock { began: self.began, timeout: status::timeout(request.headers())? };
+        let clock = self.clock(request.headers())?;
         let caller = Credentials::of(request.headers())?.caller(self.app)?;
         let mut place = clock.limit(caller.enter(self.app)).await??;
         let wants_gzip = sends_gzip(request.headers());
         let (parts, body) = request.into_parts();
         let mut frames = Frames::new(&parts.headers, body, caller.body_bytes_max())?;
-        let head = frames.head().await?;
-        let head = head.ok_or_else(|| OipError::invalid("there is no message in the request"))?;
-        let frame = frames.message(head, &mut place.charge).await?;
+        let head = clock.limit(frames.first()).await??;
+        let frame = frames.message(head, Some(&mut place.charge)).await?;
         let call = Unary { app: self.app, caller: &caller, request_id: &self.request_id, clock };
         let (message, place) = call.answer(frame, wants_gzip, place).await?;
-        let is_packed = message.first() == Some(&1);
-        let mut trailers = HeaderMap::new();
-        Status::ok("").add_header(&mut trailers)?;
-        let mut response = Response::new(EdgeBody::held(message, place, Some(trailers)));
-        head_of_answer(response.headers_mut());
-        if is_packed {
-            let gzip = HeaderValue::from_static("gzip");
-            response.headers_mut().insert("grpc-encoding", gzip);
-        }
-        Ok(response)
+        answered(message, Some(place))
+    }
+
+    /// A load, which may bring a model: it is read as uploads are, and not charged to the memory of inferences.
+    async fn load(&self, request: Request<Incoming>) -> Answered {
+        let clock = self.clock(request.headers())?;
+        let caller = Credentials::of(request.headers())?.caller(self.app)?;
+        caller.must_have(&[Scope::Models])?;
+        let place = clock.limit(caller.enter_reading(self.app)).await??;
+        let (parts, body) = request.into_parts();
+        let limit_mib = caller.tenant.limits.model_mib;
+        let bytes_max = LOAD_BYTES_BESIDE + ((limit_mib as usize) << 20);
+        let mut frames = Frames::new(&parts.headers, body, bytes_max)?;
+        let head = clock.limit(frames.first()).await??;
+        // Nothing but a file makes a load so long.
+        let is_long = head.may_exceed(INLINE_BYTES_MAX);
+        let places = is_long.then(|| uploads::enter(self.app, &caller.tenant)).transpose();
+        let places = places.map_err(OipError::from)?;
+        let frame = frames.message(head, None).await?;
+        let read = move || {
+            let message = frame.unpack(None)?;
+            codec::check_load(&message)?;
+            codec::decode(message)
+        };
+        let question = match is_long {
+            true => tokio::task::spawn_blocking(read).await.map_err(OipError::internal)??,
+            false => read()?,
+        };
+        let answer = admin::load(self.app, &caller, question, places).await?;
+        answered(frames::write(&answer, false)?, Some(place))
     }
 
     fn stream(&self, request: Request<Incoming>) -> Answered {
-        let clock = Clock { began: self.began, timeout: status::timeout(request.headers())? };
+        let clock = self.clock(request.headers())?;
         let credentials = Credentials::of(request.headers())?;
         let caller = credentials.caller(self.app)?;
         let streams = self.app.admission(&caller.tenant).streams.clone();
@@ -230,37 +285,25 @@ impl Call<'_> {
         let caller = &Credentials::of(request.headers())?.caller(self.app)?;
         let app: &App = self.app;
         let place = match method {
-            "ModelConfig" | "ModelStatistics" | "RepositoryIndex" | "RepositoryModelLoad" => {
-                let timeout = status::timeout(request.headers())?;
-                let clock = Clock { began: self.began, timeout };
-                Some(clock.limit(caller.enter_reading(app)).await??)
+            "ModelConfig" | "ModelStatistics" | "RepositoryIndex" => {
+                self.clock(request.headers())?.limit(caller.enter_reading(app)).await??
             }
-            _ => None,
+            _ => caller.enter_free(app)?,
         };
-        let response = match method {
-            "ServerMetadata" => {
-                unary(request, |_: ServerMetadataRequest| ready(Ok(admin::server_metadata()))).await
-            }
-            "ModelReady" => unary(request, |q| ready(admin::model_ready(app, caller, &q))).await,
-            "ModelMetadata" => {
-                unary(request, |q| ready(admin::model_metadata(app, caller, &q))).await
-            }
-            "ModelConfig" => unary(request, |q| admin::model_config(app, caller, q)).await,
+        let call = Keyed { call: self, caller, place, request };
+        match method {
+            "ModelReady" => call.answer(|q| ready(admin::model_ready(app, caller, &q))).await,
+            "ModelMetadata" => call.answer(|q| ready(admin::model_metadata(app, caller, &q))).await,
+            "ModelConfig" => call.answer(|q| admin::model_config(app, caller, q)).await,
             "ModelStatistics" => {
-                unary(request, |q| self.apart(caller, q, admin::model_statistics)).await
+                call.answer(|q| self.apart(caller, q, admin::model_statistics)).await
             }
-            "RepositoryIndex" => unary(request, |q| self.apart(caller, q, admin::index)).await,
-            "RepositoryModelLoad" => unary(request, |q| admin::load(app, caller, q)).await,
-            "RepositoryModelUnload" => {
-                unary(request, |q| ready(admin::unload(app, caller, q))).await
-            }
-            "TraceSetting" => unary(request, |q| ready(admin::trace_setting(&q))).await,
-            "LogSettings" => unary(request, |q| ready(admin::log_settings(&q))).await,
-            _ => return Err(Status::unimplemented("there is no such method")),
-        };
-        // The place lasts until the answer is gone.
-        let held = move |body: Body| Body::new(body.map_frame(move |frame| (frame, &place).0));
-        Ok(response.map(held).map(EdgeBody::Grpc))
+            "RepositoryIndex" => call.answer(|q| self.apart(caller, q, admin::index)).await,
+            "RepositoryModelUnload" => call.answer(|q| ready(admin::unload(app, caller, q))).await,
+            "TraceSetting" => call.answer(|q| ready(admin::trace_setting(&q))).await,
+            "LogSettings" => call.answer(|q| ready(admin::log_settings(&q))).await,
+            _ => Err(Status::unimplemented("there is no such method")),
+        }
     }
 
     /// Answers that may be long are put together on a thread that may take its time.
@@ -276,43 +319,56 @@ impl Call<'_> {
     }
 }
 
-/// A call with one short message each way.
-async fn unary<A, Q, F>(
+/// A call of a tenant's with one short message in, and one out that may be long.
+struct Keyed<'a> {
+    call: &'a Call<'a>,
+    caller: &'a Caller,
+    place: Place,
     request: Request<Incoming>,
-    mut handle: impl FnMut(Q) -> F + Send,
-) -> Response<Body>
-where
-    A: Message + Send + 'static,
-    Q: Message + Default + Send + 'static,
-    F: Future<Output = Result<A, OipError>> + Send,
-{
-    let service = service_fn(|question: tonic::Request<Decoded<Q>>| {
-        let answer = question.into_inner().map(&mut handle);
-        async { Ok(tonic::Response::new(answer?.await?)) }
-    });
-    let mut grpc = grpc(&request);
-    grpc.unary(service, request).await
+}
+
+impl Keyed<'_> {
+    async fn answer<Q, A, F>(self, handle: impl FnOnce(Q) -> F) -> Answered
+    where
+        Q: Message + Default,
+        A: Message + 'static,
+        F: Future<Output = Result<A, OipError>>,
+    {
+        let Keyed { call, caller, mut place, request } = self;
+        let clock = call.clock(request.headers())?;
+        let wants_gzip = sends_gzip(request.headers());
+        let charge = Some(&mut place.charge);
+        let answer = handle(call.question(request, CALL_BYTES_MAX, charge).await?).await?;
+        let writer = Unary { app: call.app, caller, request_id: &call.request_id, clock };
+        let (message, place) = writer.write(answer, wants_gzip, place).await?;
+        answered(message, Some(place))
+    }
+}
+
+/// The one message of an answer, with the place that lasts until it is gone.
+fn answered(message: Bytes, place: Option<Place>) -> Answered {
+    let is_packed = message.first() == Some(&1);
+    let mut response = Response::new(EdgeBody::held(message, place, Some(success()?)));
+    head_of_answer(response.headers_mut());
+    if is_packed {
+        let gzip = HeaderValue::from_static("gzip");
+        response.headers_mut().insert("grpc-encoding", gzip);
+    }
+    Ok(response)
+}
+
+/// The trailers of a call that went well.
+fn success() -> Result<HeaderMap, Status> {
+    let mut trailers = HeaderMap::new();
+    Status::ok("").add_header(&mut trailers)?;
+    Ok(trailers)
 }
 
 fn head_of_answer(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
 }
 
+/// Every client says that it can read gzip; one that also writes it wants it.
 fn sends_gzip(headers: &HeaderMap) -> bool {
     headers.get("grpc-encoding").is_some_and(|encoding| encoding == "gzip")
-}
-
-/// Every client says that it can read gzip; one that also writes it wants it.
-fn grpc<A, Q>(request: &Request<Incoming>) -> server::Grpc<CheckedCodec<A, Q>>
-where
-    A: Message + Send + 'static,
-    Q: Message + Default + Send + 'static,
-{
-    let grpc = server::Grpc::new(CheckedCodec::default())
-        .accept_compressed(CompressionEncoding::Gzip)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX);
-    match sends_gzip(request.headers()) {
-        true => grpc.send_compressed(CompressionEncoding::Gzip),
-        false => grpc,
-    }
 }

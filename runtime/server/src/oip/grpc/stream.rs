@@ -187,7 +187,7 @@ async fn take(stream: &InferStream, frames: &mut Frames) -> Result<Option<Taken>
         Err(error @ OipError::Unauthenticated(_)) => return Err(error),
         Err(error) => return Ok(Some(Err(error))),
     };
-    match frames.message(head, &mut place.charge).await {
+    match frames.message(head, Some(&mut place.charge)).await {
         Ok(frame) => Ok(Some(Ok((caller, clock, place, frame)))),
         Err(
             error @ (OipError::TooLarge(_)

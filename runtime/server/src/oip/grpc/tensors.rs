@@ -1,7 +1,7 @@
 //! Tensors of the wire: raw bytes or typed contents, checked against the shape and type they claim.
 
 use bytes::Bytes;
-use sandpiper_domain::{ModelSignature, NamedTensor};
+use sandpiper_domain::{ModelSignature, NamedTensor, put_string};
 
 use super::message::{
     InferTensorContents, ModelInferRequest, ModelInferResponse,
@@ -18,8 +18,12 @@ pub(super) fn must_fit(
 }
 
 /// The inputs of a request, which are taken out of it.
-pub(super) fn inputs(request: &mut ModelInferRequest) -> Result<Vec<NamedTensor>, OipError> {
+pub(super) fn inputs(
+    request: &mut ModelInferRequest,
+    signature: &ModelSignature,
+) -> Result<Vec<NamedTensor>, OipError> {
     let inputs = std::mem::take(&mut request.inputs);
+    let typed = |input| typed(input, signature);
     let raw = std::mem::take(&mut request.raw_input_contents);
     if raw.is_empty() {
         return inputs.into_iter().map(typed).collect();
@@ -34,15 +38,22 @@ pub(super) fn inputs(request: &mut ModelInferRequest) -> Result<Vec<NamedTensor>
         let text = format!("{raw} raw_input_contents do not go with {inputs} inputs");
         return Err(OipError::invalid(text));
     }
-    inputs.iter().zip(raw).map(|(input, raw)| tensor(input, raw)).collect()
+    inputs.iter().zip(raw).map(|(input, raw)| tensor(input, raw, signature)).collect()
 }
 
 fn is_empty(input: &InferInputTensor) -> bool {
     input.contents.as_ref().is_none_or(|contents| *contents == InferTensorContents::default())
 }
 
-fn tensor(input: &InferInputTensor, data: Bytes) -> Result<NamedTensor, OipError> {
-    spec(input)?.with_bytes(data)
+fn tensor(
+    input: &InferInputTensor,
+    data: Bytes,
+    signature: &ModelSignature,
+) -> Result<NamedTensor, OipError> {
+    let spec = spec(input)?;
+    let tensor = spec.with_bytes(data)?;
+    spec.must_be_wanted(signature)?;
+    Ok(tensor)
 }
 
 fn spec(input: &InferInputTensor) -> Result<InputSpec<'_>, OipError> {
@@ -55,7 +66,7 @@ fn spec(input: &InferInputTensor) -> Result<InputSpec<'_>, OipError> {
 }
 
 /// An input whose elements are in the field that its type goes with.
-fn typed(mut input: InferInputTensor) -> Result<NamedTensor, OipError> {
+fn typed(mut input: InferInputTensor, signature: &ModelSignature) -> Result<NamedTensor, OipError> {
     let mut contents = input.contents.take().unwrap_or_default();
     let data = match input.datatype.as_str() {
         "BOOL" => std::mem::take(&mut contents.bool_contents).into_iter().map(u8::from).collect(),
@@ -81,7 +92,7 @@ fn typed(mut input: InferInputTensor) -> Result<NamedTensor, OipError> {
         );
         return Err(OipError::invalid(text));
     }
-    tensor(&input, data.into())
+    tensor(&input, data.into(), signature)
 }
 
 fn little_endian<T: Copy, const N: usize>(values: &mut Vec<T>, bytes: fn(T) -> [u8; N]) -> Vec<u8> {
@@ -111,11 +122,7 @@ fn narrowed<W, T: TryFrom<W>, const N: usize>(
 
 fn lengths_and_bytes(elements: Vec<Bytes>) -> Vec<u8> {
     let mut data = Vec::with_capacity(elements.iter().map(|element| element.len() + 4).sum());
-    for element in elements {
-        // A message is shorter than 4 GiB, and so is whatever is in it.
-        data.extend_from_slice(&(element.len() as u32).to_le_bytes());
-        data.extend_from_slice(&element);
-    }
+    elements.iter().for_each(|element| put_string(&mut data, element));
     data
 }
 
@@ -142,6 +149,8 @@ pub(super) fn response(answer: InferAnswer, id: String) -> ModelInferResponse {
 
 #[cfg(test)]
 mod tests {
+    use sandpiper_domain::TensorSpec;
+
     use super::*;
 
     fn input(datatype: &str, shape: &[i64], contents: InferTensorContents) -> InferInputTensor {
@@ -152,6 +161,19 @@ mod tests {
             contents: Some(contents),
             ..Default::default()
         }
+    }
+
+    /// A model that takes just this.
+    fn taking(input: &InferInputTensor) -> ModelSignature {
+        let (name, shape) = (input.name.clone(), input.shape.clone());
+        let datatype = serde_json::from_value(input.datatype.clone().into());
+        let inputs = datatype.map(|datatype| vec![TensorSpec { name, datatype, shape }]);
+        ModelSignature { inputs: inputs.unwrap_or_default(), outputs: vec![] }
+    }
+
+    fn typed(input: InferInputTensor) -> Result<NamedTensor, OipError> {
+        let signature = taking(&input);
+        super::typed(input, &signature)
     }
 
     fn data(input: InferInputTensor) -> Vec<u8> {
@@ -187,7 +209,14 @@ mod tests {
             bytes_contents: vec![Bytes::from_static(b"ab"), Bytes::new()],
             ..Default::default()
         };
-        assert_eq!(lengths_and_bytes(contents.bytes_contents), b"\x02\0\0\0ab\0\0\0\0");
+        let encoded = b"\x02\0\0\0ab\0\0\0\0";
+        assert_eq!(data(input("BYTES", &[2], contents.clone())), encoded);
+        let mut other = input("BYTES", &[2], contents);
+        let numbers = taking(&InferInputTensor { datatype: "FP32".to_owned(), ..other.clone() });
+        let refused = super::typed(other.clone(), &numbers).unwrap_err().to_string();
+        assert!(refused.contains("is BYTES; the model takes FP32"), "{refused}");
+        other.shape = vec![3];
+        assert!(super::typed(other, &numbers).unwrap_err().to_string().contains("2 were given"));
     }
 
     proptest::proptest! {

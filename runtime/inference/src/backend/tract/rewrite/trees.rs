@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tract_onnx::pb::{NodeProto, tensor_proto::DataType};
 
 use super::{
-    ML, attribute,
+    ML,
     emit::{
         Emit, floats, integer, integers, string, strings, with_floats, with_int, with_ints,
         with_strings,
@@ -56,9 +56,6 @@ pub(super) fn classifier(
     emit: &mut Emit<'_>,
 ) -> Result<bool, LoadError> {
     let labels = integers(node, "classlabels_int64s");
-    if attribute(node, "classlabels_strings").is_some() {
-        return Err(unsupported(node, "labels that are strings; train it on integer labels"));
-    }
     let classes = labels.len() as i64;
     let forest = Forest::of(node, "class", classes)?;
     let base = floats(node, "base_values");
