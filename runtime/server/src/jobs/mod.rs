@@ -18,6 +18,7 @@ use sandpiper_domain::{JobError, JobId, Lane, TenantName};
 use tokio::sync::{Notify, Semaphore};
 
 mod accept;
+mod call;
 mod options;
 mod retry;
 mod room;
@@ -25,10 +26,11 @@ mod webhook;
 mod worker;
 
 pub(crate) use accept::{Accepted, accept, prefers_async};
+pub(crate) use call::Call;
 pub(crate) use room::bytes_max;
 use room::{Bodies, Pauses};
 pub(crate) use webhook::Secrets;
-pub(crate) use worker::{Attempt, Call, insist};
+pub(crate) use worker::{Attempt, insist};
 
 use crate::{app::App, batches, config::FileSettings, respond::Problem};
 

@@ -6,26 +6,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
-use http_body_util::{BodyExt, Full};
 use metrics::histogram;
-use sandpiper_control::{Counted, Found, Turn};
-use sandpiper_domain::{
-    Again, End, FunctionName, JobError, JobId, JobQueue, JobRequest, JobResult, Lane, Lease,
-    Selector, TenantName,
-};
+use sandpiper_control::Turn;
+use sandpiper_domain::{Again, End, JobError, JobId, JobQueue, JobResult, Lane, Lease, TenantName};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use super::{Jobs, bytes_max, now_ms, retry};
-use crate::{
-    admission::Transferred,
-    app::App,
-    batches,
-    dispatch::{self, Work},
-    respond::{Problem, REQUEST_ID},
-    sticky,
-};
+use super::{Jobs, bytes_max, call::Call, now_ms, retry};
+use crate::{app::App, batches};
 
 /// How long a lease lasts, and how often it is made longer.
 const LEASE_MS: u64 = 30_000;
@@ -40,9 +27,6 @@ const GATHER: Duration = Duration::from_millis(2);
 const APART_WAIT: Duration = Duration::from_secs(5);
 const RESULT_BYTES_MAX: usize = 16 << 20;
 const REFUSED_MS: u64 = 1_000;
-
-const JOB: HeaderName = HeaderName::from_static("x-sandpiper-job");
-const ATTEMPT: HeaderName = HeaderName::from_static("x-sandpiper-attempt");
 
 /// How an attempt went.
 pub(crate) enum Attempt {
@@ -396,125 +380,4 @@ fn end(lease: &Lease, attempt: Attempt) -> Result<End, Again> {
 fn given_back() -> Again {
     let error = "the server ended while it ran".to_owned();
     Again { not_before_ms: now_ms(), error, counts: false }
-}
-
-/// One invocation for a job or a line of a batch.
-pub(crate) struct Call<'a> {
-    pub(crate) tenant: &'a TenantName,
-    pub(crate) function: &'a FunctionName,
-    pub(crate) selector: &'a Selector,
-    pub(crate) request: &'a JobRequest,
-    pub(crate) body: Bytes,
-    pub(crate) lane: Lane,
-    pub(crate) id: JobId,
-    pub(crate) attempt: u32,
-    pub(crate) created_ms: u64,
-    pub(crate) result_bytes_max: usize,
-}
-
-impl Call<'_> {
-    pub(crate) async fn make(&self, app: &Arc<App>) -> Attempt {
-        let Some(request) = self.request() else {
-            return Attempt::Hopeless("the request cannot be read any more".to_owned());
-        };
-        let Some(work) = self.work(app, request.headers()) else {
-            return Attempt::Hopeless("the function is gone, or that version of it".to_owned());
-        };
-        let version = work.version.version;
-        let meter = work.runtime.meter.clone();
-        let ran = dispatch::run(app, work, request).await;
-        let is_refused = matches!(&ran, Err(problem) if retry::is_refusal(problem));
-        if self.lane == Lane::Batch && self.attempt == 1 && !is_refused {
-            // A line is billed as a request's body would be; that of a job was when it came.
-            Transferred::new(meter, Counted::BytesIn).add(self.body.len());
-        }
-        let response = match ran {
-            Ok(response) => response,
-            Err(problem) => {
-                if retry::is_of_tenant(&problem) {
-                    let pause_ms = u64::from(problem.retry_after_s.unwrap_or(1)) * 1_000;
-                    app.jobs.pauses.begin(self.tenant, self.lane, pause_ms);
-                }
-                return refused(&problem);
-            }
-        };
-        let (parts, mut body) = response.into_parts();
-        let mut bytes = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else {
-                let error = "the function failed while it answered".to_owned();
-                return Attempt::Failed { error, retry_after_s: None };
-            };
-            let Ok(data) = frame.into_data() else { continue };
-            if bytes.len() + data.len() > self.result_bytes_max {
-                let limit_mib = self.result_bytes_max >> 20;
-                let error = format!("result_too_large: the result is larger than {limit_mib} MiB");
-                return Attempt::Hopeless(error);
-            }
-            bytes.extend_from_slice(&data);
-        }
-        if retry::is_failure(parts.status) {
-            let after = parts.headers.get(header::RETRY_AFTER);
-            let retry_after_s = after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-            let error = format!("the function answered {}", parts.status.as_u16());
-            return Attempt::Failed { error, retry_after_s };
-        }
-        let headers = parts.headers.iter();
-        let headers = headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
-        Attempt::Answered(JobResult {
-            status: parts.status.as_u16(),
-            headers: headers.collect(),
-            body: bytes.freeze(),
-            version,
-        })
-    }
-
-    /// The version that the request is for now, whatever it was when the job came.
-    fn work(&self, app: &Arc<App>, headers: &HeaderMap) -> Option<Work> {
-        let snapshot = app.catalog.snapshot();
-        let (tenant, function) = (self.tenant.as_str(), self.function.as_str());
-        let found = snapshot.find_function(tenant, function, self.selector, |alias| {
-            sticky::pick(alias, tenant, function, "", headers).0
-        })?;
-        let trial = app.rollouts.trial(&found, self.selector);
-        let Found { tenant, version, grant, .. } = found;
-        // Whoever took the name of a tenant that is gone must not run its jobs.
-        let tenant_ms = tenant.created_at.unix_timestamp_nanos() / 1_000_000;
-        if tenant_ms > i128::from(self.created_ms) {
-            return None;
-        }
-        let admission = || app.admission(tenant);
-        let runtime = app.functions.get(&tenant.name, self.function, version, admission);
-        let request_id = self.id.to_string().into();
-        let (version, grant) = (version.clone(), grant.clone());
-        Some(Work { version, grant, runtime, lane: self.lane, request_id, trial })
-    }
-
-    fn request(&self) -> Option<Request<Full<Bytes>>> {
-        let mut request = Request::new(Full::<Bytes>::new(self.body.clone()));
-        *request.method_mut() = self.request.method.parse().ok()?;
-        *request.uri_mut() = self.request.path_and_query.parse().ok()?;
-        let headers = request.headers_mut();
-        for (name, value) in &self.request.headers {
-            let name = name.parse::<HeaderName>().ok()?;
-            headers.append(name, HeaderValue::from_bytes(value).ok()?);
-        }
-        let id = HeaderValue::from_str(&self.id.to_string()).ok()?;
-        headers.insert(REQUEST_ID, id.clone());
-        headers.insert(JOB, id);
-        headers.insert(ATTEMPT, self.attempt.into());
-        Some(request)
-    }
-}
-
-fn refused(problem: &Problem) -> Attempt {
-    let error = format!("{}: {}", problem.code, problem.message);
-    let retry_after_s = problem.retry_after_s.map(u64::from);
-    if retry::is_refusal(problem) {
-        return Attempt::Refused { error, retry_after_s };
-    }
-    match problem.status.is_server_error() {
-        true => Attempt::Failed { error, retry_after_s },
-        false => Attempt::Hopeless(error),
-    }
 }
