@@ -10,7 +10,21 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{OipError, json, service::check_id, tensor::InputSpec};
+use super::{OipError, json, tensor::InputSpec};
+
+/// The longest id of a request: every answer has it again.
+const ID_BYTES_MAX: usize = 4096;
+
+/// Fails for an id that is too long to be told again.
+pub(super) fn check_id(id: &str) -> Result<(), OipError> {
+    match id.len() <= ID_BYTES_MAX {
+        true => Ok(()),
+        false => {
+            let text = format!("the id is too long: it may have {ID_BYTES_MAX} bytes");
+            Err(OipError::invalid(text))
+        }
+    }
+}
 
 /// Bytes of tensors that a byte of JSON can become: a digit and a comma are eight bytes of FP64.
 pub(super) const GROWTH_MAX: u64 = 4;

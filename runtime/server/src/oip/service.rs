@@ -65,20 +65,6 @@ pub(crate) struct InferCall {
     pub(crate) priority: u64,
 }
 
-/// The longest id of a request: every answer has it again.
-const ID_BYTES_MAX: usize = 4096;
-
-/// Fails for an id that is too long to be told again.
-pub(super) fn check_id(id: &str) -> Result<(), OipError> {
-    match id.len() <= ID_BYTES_MAX {
-        true => Ok(()),
-        false => {
-            let text = format!("the id is too long: it may have {ID_BYTES_MAX} bytes");
-            Err(OipError::invalid(text))
-        }
-    }
-}
-
 /// The answer to one inference.
 pub(crate) struct InferAnswer {
     /// `name`, or `owner/name` where it was asked for so.

@@ -21,6 +21,7 @@ use crate::{
         Caller, OipError, Place, compress,
         error::shown,
         place::{INLINE_BYTES_MAX, apart_if},
+        request,
         service::{self, InferAnswer, InferCall, NamedModel},
     },
 };
@@ -204,7 +205,7 @@ impl Reading {
 
 fn asked(request: ModelInferRequest, call: Result<(NamedModel, InferCall), OipError>) -> Asked {
     let marks_final = request.parameters.get(EMPTY_FINAL_RESPONSE).is_some_and(is_set);
-    match service::check_id(&request.id) {
+    match request::check_id(&request.id) {
         Ok(()) => Asked { id: request.id, marks_final, call },
         Err(error) => Asked { id: String::new(), marks_final, call: Err(error) },
     }
