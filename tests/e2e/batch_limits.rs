@@ -81,7 +81,8 @@ fn a_tenant_whose_budget_is_spent_holds_nobody_up() {
     }
     until("the budget is spent", || {
         let used = spent.client.get("/api/v1/usage").expect(200).json();
-        (used["total"]["requests"] == 5).then_some(())
+        // Those that were let in at once may be a few more.
+        (used["total"]["requests"].as_u64() >= Some(5)).then_some(())
     });
     let mine = create(&other, "?path=/job", &numbers(10));
     assert_eq!(ends(&other, &mine)["failed_lines"], 0);

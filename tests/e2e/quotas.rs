@@ -389,16 +389,16 @@ fn a_full_queue_of_inferences_is_told_before_a_sandbox_is_made() {
         tenant.invoke("m", SLOW).expect(200);
     }
     let made = |server: &Server| sum(server, "sandpiper_invocations_total");
-    let slow = format!("{SLOW}&times=4");
+    let slow = format!("{SLOW}&times=8");
     thread::scope(|scope| {
         let asking: Vec<_> = (0..3).map(|_| scope.spawn(|| tenant.invoke("m", &slow))).collect();
         let refused = until("one is turned away", || {
-            // One that asks no model makes the node think that the function asks fewer.
+            // One that is let in asks a model, too: the node goes on thinking that the function does.
             if sum(&server, "sandpiper_inference_waiting") < 2.0 {
                 return None;
             }
             let before = made(&server);
-            let answer = tenant.invoke("m", "/ok");
+            let answer = tenant.invoke("m", SLOW);
             (answer.status == 503 && made(&server) == before).then_some(answer)
         });
         assert!(retry_after(&refused.refused(503, "inference_saturated")) >= 1);
