@@ -8,6 +8,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::mpsc,
+    task::JoinHandle,
 };
 
 use crate::client::Call;
@@ -29,15 +30,7 @@ pub(crate) fn spike(count: usize, call: &Call) -> anyhow::Result<()> {
                 (status, due.elapsed())
             })
         });
-        let asked: Vec<_> = asked.collect();
-        let mut samples = Vec::with_capacity(count);
-        let mut failed = 0usize;
-        for one in asked {
-            let (status, took) = one.await?;
-            failed += usize::from(!matches!(status, Ok(200)));
-            samples.push(took);
-        }
-        say(failed, &mut samples)
+        told(asked.collect()).await
     })
 }
 
@@ -69,14 +62,7 @@ pub(crate) fn steady(
                 (status, took)
             }));
         }
-        let mut samples = Vec::with_capacity(asked.len());
-        let mut failed = 0usize;
-        for one in asked {
-            let (status, took) = one.await?;
-            failed += usize::from(!matches!(status, Ok(200)));
-            samples.push(took);
-        }
-        say(failed, &mut samples)
+        told(asked).await
     })
 }
 
@@ -109,8 +95,15 @@ async fn ask(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<u16> {
     }
 }
 
-/// Failed requests, and p50, p99 and the longest in µs.
-fn say(failed: usize, samples: &mut [Duration]) -> anyhow::Result<()> {
+/// Failed requests, and p50, p99 and the longest in µs, once all have been answered.
+async fn told(asked: Vec<JoinHandle<(anyhow::Result<u16>, Duration)>>) -> anyhow::Result<()> {
+    let mut samples = Vec::with_capacity(asked.len());
+    let mut failed = 0usize;
+    for one in asked {
+        let (status, took) = one.await?;
+        failed += usize::from(!matches!(status, Ok(200)));
+        samples.push(took);
+    }
     samples.sort_unstable();
     let at = |part: usize| {
         let index = (samples.len() * part / 100).min(samples.len().saturating_sub(1));
